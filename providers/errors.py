@@ -1,0 +1,73 @@
+"""Every error of the gateway, one root, split by whose fault it is; this module imports nothing of ours.
+
+Everything is a `FastMCPError`, so FastMCP passes the message to the caller as it stands and masks what is not ours.
+A message says what happened, to which server, and what to do next; it never holds a secret, a stack or a URL with
+credentials.
+"""
+
+from __future__ import annotations
+
+from fastmcp.exceptions import FastMCPError
+
+
+class GatewayError(FastMCPError):
+    """Root of everything the gateway raises on purpose."""
+
+
+class ConfigurationError(GatewayError):
+    """Raised when the operator's configuration is wrong; `problems` lists each one, ready to print."""
+
+    def __init__(self, problems: list[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else problems
+        super().__init__("\n".join(self.problems))
+
+
+class CallerError(GatewayError):
+    """The caller asked for something that it may not have, or asked wrongly."""
+
+
+class NotAuthenticated(CallerError):
+    """Raised when authentication is on and the request carries no verified principal."""
+
+
+class VersionConflict(CallerError):
+    """Raised by a store when a record's version is not the expected one."""
+
+    def __init__(self, name: str, expected: int | None, actual: int | None) -> None:
+        self.name, self.expected, self.actual = name, expected, actual
+        super().__init__(
+            f"server '{name}': expected version {expected}, found {actual}. Read it again and repeat the change."
+        )
+
+
+class BackendError(GatewayError):
+    """A backend failed, or could not be had. `server` is its name; `not_sent` is true only where it is certain that
+    the backend never received the request, so that it may be sent once more."""
+
+    def __init__(self, server: str, problem: str, *, not_sent: bool = False) -> None:
+        self.server, self.problem, self.not_sent = server, problem, not_sent
+        super().__init__(f"server '{server}': {problem}")
+
+
+class BackendUnavailable(BackendError):
+    """Raised when no session with the backend can be opened, or an open one ended before the answer came."""
+
+
+class BackendTimeout(BackendError):
+    """Raised when a backend missed one of its deadlines."""
+
+
+class BackendProtocolError(BackendError):
+    """Raised when a backend sent something that is not MCP, or more of it than is allowed."""
+
+
+class PoolExhausted(BackendError):
+    """Raised when no connection became free within the acquire timeout."""
+
+
+class InternalError(GatewayError):
+    """Our own fault."""
+
+
+class LeaseReleased(InternalError):
+    """Raised when a lease is used after it was given back."""

@@ -1,0 +1,78 @@
+"""A wire: one open line to one backend, carrying whole JSON-RPC messages as dictionaries.
+
+Each way of reaching a backend (`stdio`, `remote`, `inprocess`) opens one; `client` lays an MCP session over it. A wire
+knows nothing of MCP sessions, pools or identities beyond what the class below says, so it is the place where sizes
+are capped and where a dead peer is noticed first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+
+from providers.errors import BackendError
+from providers.identity import Identity
+
+Message = dict[str, Any]
+"""One JSON-RPC message, as `json.loads` gives it."""
+
+Deliver = Callable[[Message], Awaitable[None]]
+"""Takes one message from the backend, in order; it waits while the session above is busy (that is the back-pressure)."""
+
+OpenWire = Callable[[Deliver], AbstractAsyncContextManager["Wire"]]
+"""Opens a wire that hands what it receives to the given `Deliver`. The body of the context may run only while the
+backend is there; leaving it ends processes, requests and sockets within the shutdown deadline."""
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""The cap on one message from a backend, the same over every wire."""
+
+NOT_SENT = "dev.apollos/not-sent"
+"""In `error.data` of an error answer that a wire made itself: the request never reached the backend."""
+
+WIRE_ERROR_CODE = -32099
+"""JSON-RPC code of an error answer that a wire made itself; it never leaves the gateway."""
+
+
+class Wire(ABC):
+    """One open line to a backend."""
+
+    identity_in_meta: bool
+    """True where the caller's identity goes into the request's `_meta` (processes), false where it goes into headers."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self.identity: Identity | None = None
+        """On whose behalf messages are sent now; set by the pool in the step that hands the connection out."""
+        self.closed = anyio.Event()
+        """Set once the wire is dead, whoever ended it. Nothing is delivered afterwards."""
+        self.failure: BackendError | None = None
+        """Why it died, when the backend is to blame."""
+
+    @abstractmethod
+    async def send(self, message: Message, headers: Mapping[str, str]) -> None:
+        """Send one message. `headers` are MCP's own for this message (`Mcp-Method`, `MCP-Protocol-Version`, …); a
+        wire that is not HTTP ignores them. Returns once the message is written or safely on its way.
+
+        Raises:
+            BackendError: the wire is dead. `not_sent` says whether the message may be sent again.
+        """
+
+    def fail(self, error: BackendError) -> None:
+        """Mark the wire dead because of the backend; the first reason stands."""
+        if not self.closed.is_set():
+            self.failure = error
+            self.closed.set()
+
+
+def error_answer(request_id: Any, error: BackendError) -> Message:
+    """The answer to a request that a wire could not carry, so that its caller hears of it at once."""
+    data = {NOT_SENT: True} if error.not_sent else None
+    return {
+        "jsonrpc": "2.0",
+        "id": request_id,
+        "error": {"code": WIRE_ERROR_CODE, "message": str(error), **({"data": data} if data else {})},
+    }
