@@ -1,19 +1,35 @@
-"""The record of one registered server, and who may see or change it. Pure values: no I/O, no SDK."""
+"""The record of one registered server, and who may see or change it. Pure values: no I/O, no SDK.
+
+Configuration and stores make these records; everything that opens, pools or offers a server reads them. It
+calls nobody but `identity`, for its rules on headers. A validator's message is a predicate ("must begin
+with …"), so that it reads well behind the name of a key, and it never quotes a value: values hold secrets.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
-from providers.identity import ADMIN_ROLE
+from providers.identity import ADMIN_ROLE, strip_auth_headers
 
-NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
-"""No underscore: everything before the first underscore of a tool's name is the server (`time_get_current_time`)."""
+NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}\Z")
+"""No underscore: in `time_get_current_time` everything before the first one is the server."""
 
 EVERYONE = "*"
 
@@ -42,18 +58,39 @@ class ServerKind(StrEnum):
     SERVICE = "service"
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):  # to Python `true` is the number 1; who writes it means something else
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
+"""A length of time that ends; a deadline of `inf` would be none."""
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+"""Text that the operating system takes; it ends a string at a NUL."""
+
+
 class Timeouts(BaseModel):
     """Deadlines in seconds. Each can be set for all servers and for one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    connect: PositiveFloat = 5.0
-    initialize: PositiveFloat = 10.0
-    first_start: PositiveFloat = Field(30.0, description="initialise, the first time: a package may be downloaded")
-    list: PositiveFloat = Field(2.0, description="how long a listing waits for one backend")
-    call: PositiveFloat = Field(300.0, description="a call without progress")
-    call_max: PositiveFloat = Field(3600.0, description="a call however much progress it reports")
-    shutdown: PositiveFloat = 5.0
+    connect: Seconds = 5.0
+    initialize: Seconds = 10.0
+    first_start: Seconds = Field(
+        default=30.0, description="initialise, the first time: a package may be downloaded"
+    )
+    list: Seconds = Field(default=2.0, description="how long a listing waits for one backend")
+    call: Seconds = Field(default=300.0, description="a call without progress")
+    call_max: Seconds = Field(default=3600.0, description="a call however much progress it reports")
+    shutdown: Seconds = 5.0
 
 
 class ToolRules(BaseModel):
@@ -61,17 +98,46 @@ class ToolRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    include: tuple[str, ...] | None = Field(None, description="offer only these")
-    exclude: tuple[str, ...] = Field((), description="do not offer these")
-    rename: dict[str, str] = Field(default_factory=dict, description="old name to new name")
-    description: dict[str, str] = Field(default_factory=dict, description="tool name to the text shown instead")
+    include: tuple[str, ...] | None = Field(
+        default=None, description="offer only these", examples=['["read_file"]']
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(), description="do not offer these", examples=['["delete_file"]']
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="old name to new name", examples=['{ read_file = "read" }']
+    )
+    description: dict[str, str] = Field(
+        default_factory=dict,
+        description="tool name to the text shown instead",
+        examples=['{ read_file = "Reads a report." }'],
+    )
+
+    @field_validator("rename")
+    @classmethod
+    def _new_names_are_tool_names(cls, rename: dict[str, str]) -> dict[str, str]:
+        for old, new in rename.items():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", new):  # MCP 2025-11-25, server/tools, "Tool Names"
+                raise ValueError(
+                    f"gives '{old}' a name that no tool may have. Use letters, digits, '_', '-' and '.', "
+                    "at most 128 in all"
+                )
+        return rename
+
+    @model_validator(mode="after")
+    def _lists_do_not_contradict(self) -> ToolRules:
+        both = sorted(set(self.include or ()) & set(self.exclude))
+        if both:
+            raise ValueError(f"has '{both[0]}' both in include and in exclude. Keep it in one of them")
+        return self
 
     @model_validator(mode="after")
     def _renames_do_not_collide(self) -> ToolRules:
-        targets = list(self.rename.values())
-        doubled = sorted({target for target in targets if targets.count(target) > 1})
-        if doubled:
-            raise ValueError(f"two tools are renamed to '{doubled[0]}'; give each its own name")
+        owners = {name: name for name in self.include or () if name not in self.rename}
+        for old, new in self.rename.items():
+            owner = owners.setdefault(new, old)
+            if owner != old:
+                raise ValueError(f"gives '{owner}' and '{old}' the same name. Give each tool its own")
         return self
 
     def offers(self, tool: str) -> bool:
@@ -81,7 +147,74 @@ class ToolRules(BaseModel):
         return self.rename.get(tool, tool)
 
 
-Names = Annotated[tuple[str, ...], Field(default=())]
+_KEYS_OF_TRANSPORT = {
+    TransportType.STDIO: ("command", "args", "env", "cwd"),
+    TransportType.STREAMABLE_HTTP: ("url", "headers"),
+    TransportType.SSE: ("url", "headers"),
+    TransportType.PYTHON: ("python",),
+}
+"""What each transport uses; the first is the key that it needs."""
+
+_TRANSPORT_OF_KEY = {
+    "command": TransportType.STDIO,
+    "url": TransportType.STREAMABLE_HTTP,
+    "python": TransportType.PYTHON,
+}
+"""The transport that follows from the way a server is reached, where none is written."""
+
+
+def reach_problem(transport_type: TransportType | None, given: Collection[str]) -> str | None:
+    """What is wrong with the way a server is reached, or None.
+
+    Args:
+        transport_type: as written, or None where it follows from the key.
+        given: the keys that have a value.
+    """
+    ways = [key for key in _TRANSPORT_OF_KEY if key in given]
+    if not ways:
+        return "needs 'command' (a local process), 'url' (a remote server) or 'python' (a server in a file)"
+    if len(ways) > 1:
+        return f"has {_quoted(ways)}. Keep one of them: a server is reached in one way"
+    (way,) = ways
+    keys = _KEYS_OF_TRANSPORT[transport_type or _TRANSPORT_OF_KEY[way]]
+    if way != keys[0]:
+        return (
+            f"has transport_type '{transport_type}', which needs '{keys[0]}' and not '{way}'. "
+            f"Leave transport_type out: it follows from '{way}'"
+        )
+    elsewhere = {key for others in _KEYS_OF_TRANSPORT.values() for key in others} - set(keys)
+    useless = [key for key in given if key in elsewhere]
+    if useless:
+        return f"has {_quoted(useless)}, of no use to a server that is reached by '{way}'. Remove it"
+    return None
+
+
+def _quoted(keys: Iterable[str]) -> str:
+    return " and ".join(f"'{key}'" for key in keys)
+
+
+_FRAMING_HEADERS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+
+
+def _header_problem(name: str, value: str) -> str | None:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # a token of RFC 9110, 5.6.2
+        return f"has the name '{name}'. A header's name has letters, digits and '-'"
+    if re.search(r"[\r\n\0]", value):
+        return f"has a line break or a NUL in the value of '{name}'. Remove it"
+    if name.lower().startswith("x-mcp-"):
+        return f"has '{name}', which is the gateway's own: it tells the backend who calls. Remove it"
+    if name.lower() in _FRAMING_HEADERS or strip_auth_headers({name: value}):
+        return f"has '{name}', which the gateway sets for each request. Remove it"
+    return None
+
+
+def _is_unexpanded(value: str, info: ValidationInfo) -> bool:
+    """A disabled server keeps its `${VAR}` as written, so that a variable which is not set hurts nobody."""
+    return "${" in value and info.data.get("is_enabled") is False
+
+
+_BOOKKEEPING = frozenset({"created_by", "created_at", "updated_at", "version"})
+_PRESENTATION = frozenset({"description", "tools", "required_roles", "is_enabled"})
 
 
 class McpServerResource(BaseModel):
@@ -90,71 +223,101 @@ class McpServerResource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    description: str | None = None
+    is_enabled: bool = Field(default=True, examples=["true"])  # early: `url` and `python` ask for it
+    description: str | None = Field(default=None, examples=['"What time it is, anywhere"'])
     transport_type: TransportType = TransportType.STDIO
 
-    command: str | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = Field(default_factory=dict)
-    cwd: str | None = None
+    command: Text | None = Field(default=None, min_length=1, examples=['"uvx"'])
+    args: tuple[Text, ...] = Field(default=(), examples=['["--verbose"]'])
+    env: dict[Text, Text] = Field(default_factory=dict, examples=['{ LOG_LEVEL = "info" }'])
+    cwd: Text | None = Field(default=None, min_length=1, examples=['"data"'])
 
-    url: str | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
+    url: str | None = Field(default=None, min_length=1, examples=['"https://docs.example.com/mcp"'])
+    headers: dict[str, str] = Field(default_factory=dict, examples=['{ X-Api-Key = "${DOCS_KEY}" }'])
 
-    python: str | None = Field(None, description="path/to/file.py:object, a FastMCP server in this process")
+    python: Text | None = Field(
+        None,
+        min_length=1,
+        description="path/to/file.py:object, a FastMCP server in this process",
+        examples=['"tools/clock.py:mcp"'],
+    )
 
     isolation: Isolation = Isolation.SESSION
-    tools: ToolRules = Field(default_factory=ToolRules)
-    timeouts: Timeouts = Field(default_factory=Timeouts)
-    required_roles: tuple[str, ...] = ()
-    is_enabled: bool = True
+    tools: ToolRules = Field(default=ToolRules(), examples=['{ exclude = ["delete_file"] }'])
+    timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
+    required_roles: tuple[str, ...] = Field(default=(), examples=['["engineer"]'])
 
     created_by: str = "servers.toml"
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     version: int = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _transport_follows_from_the_key(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "transport_type" in data:
+            return data
+        ways = [transport for key, transport in _TRANSPORT_OF_KEY.items() if data.get(key)]
+        return {**data, "transport_type": ways[0]} if len(ways) == 1 else data
+
     @field_validator("name")
     @classmethod
     def _name_is_routable(cls, name: str) -> str:
         if not NAME_PATTERN.match(name):
             raise ValueError(
-                f"'{name}' is not a server name; use lower-case letters, digits and '-', at most 63, "
+                "is not a server name; use lower-case letters, digits and '-', at most 63, "
                 "beginning with a letter or digit (no underscore: it separates server and tool)"
             )
         return name
 
+    @field_validator("env")
+    @classmethod
+    def _variables_have_names(cls, env: dict[str, str]) -> dict[str, str]:
+        if any(not name or "=" in name for name in env):
+            raise ValueError("has a variable whose name is empty or holds '='. Write NAME = \"value\"")
+        return env
+
     @field_validator("url")
     @classmethod
-    def _url_is_http(cls, url: str | None) -> str | None:
-        if url is not None and not re.match(r"^https?://[^/\s]+", url):
-            raise ValueError("a url begins with http:// or https:// and names a host")
+    def _url_is_http(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None or _is_unexpanded(url, info):
+            return url
+        try:
+            parts = urlsplit(url)
+            is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, a bracket that is not closed
+            is_whole = False
+        if not is_whole or re.search(r"[\s\0]", url):
+            raise ValueError("must begin with http:// or https://, name a host and hold no spaces")
         return url
 
     @field_validator("headers")
     @classmethod
     def _headers_are_safe(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
-            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\r\n\0]", value):
-                raise ValueError(f"header '{name}' has a character that no header may have")
-            if name.lower().startswith("x-mcp-"):
-                raise ValueError(f"header '{name}' is the gateway's own; it tells the backend who calls")
+            problem = _header_problem(name, value)
+            if problem:
+                raise ValueError(problem)
+        if len({name.lower() for name in headers}) < len(headers):
+            raise ValueError("has one header twice; upper and lower case are the same in its name. Keep one")
         return headers
+
+    @field_validator("python")
+    @classmethod
+    def _python_names_an_object(cls, python: str | None, info: ValidationInfo) -> str | None:
+        if python is None or _is_unexpanded(python, info):
+            return python
+        file, _, attribute = python.rpartition(":")
+        if not file or not attribute.isidentifier():
+            raise ValueError("must be a file and the name of its FastMCP object: path/to/file.py:object")
+        return python
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> McpServerResource:
-        wanted = {
-            TransportType.STDIO: "command",
-            TransportType.STREAMABLE_HTTP: "url",
-            TransportType.SSE: "url",
-            TransportType.PYTHON: "python",
-        }[self.transport_type]
-        given = [key for key in ("command", "url", "python") if getattr(self, key)]
-        if given != [wanted]:
-            raise ValueError(
-                f"transport_type '{self.transport_type}' needs '{wanted}'"
-                + (f", and not '{next(key for key in given if key != wanted)}'" if set(given) - {wanted} else "")
-            )
+        keys = ("command", "args", "env", "cwd", "url", "headers", "python")
+        problem = reach_problem(self.transport_type, [key for key in keys if getattr(self, key)])
+        if problem:
+            raise ValueError(problem)
         return self
 
     @property
@@ -168,11 +331,15 @@ class McpServerResource(BaseModel):
                 return ServerKind.SERVICE
 
     def same_offer(self, other: McpServerResource) -> bool:
-        """Whether two records describe the same backend, whatever their bookkeeping says."""
-        return self._substance() == other._substance()
+        """Whether two records say the same, bookkeeping aside."""
+        return self._without(_BOOKKEEPING) == other._without(_BOOKKEEPING)
 
-    def _substance(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"created_at", "updated_at", "version"})
+    def same_backend(self, other: McpServerResource) -> bool:
+        """Whether two records reach their backend in the same way, so that open sessions may go on."""
+        return self._without(_BOOKKEEPING | _PRESENTATION) == other._without(_BOOKKEEPING | _PRESENTATION)
+
+    def _without(self, keys: frozenset[str]) -> dict[str, Any]:
+        return self.model_dump(exclude=set(keys))
 
 
 Operation = Literal["read", "write"]
@@ -183,8 +350,8 @@ def can_access(
 ) -> bool:
     """Whether a user may read (see and use) or write (change) a resource.
 
-    Read: its creator, an `mcp.admin`, or one of its `required_roles`; `"*"` is everyone who is authenticated; an
-    empty list is nobody else. Write: its creator or an `mcp.admin`. User ids and roles compare exactly.
+    Read: its creator, an `mcp.admin`, or one of its `required_roles`; `"*"` is everyone who is authenticated;
+    an empty list is nobody else. Write: its creator or an `mcp.admin`. User ids and roles compare exactly.
     """
     held = frozenset(roles)
     if ADMIN_ROLE in held or (user_id == resource.created_by):

@@ -1,0 +1,191 @@
+"""The command line: without a command the gateway speaks MCP over stdio; `serve`, `check` and `config` are for people.
+
+Over stdio nothing but MCP goes to stdout; what is said to a person goes to stderr. A wrong configuration ends with exit
+code 2 and everything that is wrong with it; `check` ends with 1 if a server fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
+from composition.http import address_of, bind, serve
+from composition.report import Table, connect_all
+from composition.servers_file import load_configuration
+from providers.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8808
+
+_OK, _FAILED, _MISCONFIGURED = 0, 1, 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="server.py",
+        description="The Apollos MCP Gateway: many MCP servers behind one. "
+        "Without a command it speaks MCP over stdio, which is what an MCP host starts.",
+        epilog="APOLLOS_SERVERS names another servers.toml.",
+    )
+    parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serving = commands.add_parser("serve", help="serve streamable HTTP")
+    serving.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
+    serving.add_argument("--port", default=DEFAULT_PORT, type=_port, help="port (default: %(default)s; 0: any free one)")
+    commands.add_parser("check", help="connect to every server and print a table")
+    config = commands.add_parser("config", help="print the entry that makes an MCP host start this gateway")
+    config.add_argument("host_name", metavar="HOST", choices=["claude-desktop"], help="claude-desktop")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port; use a number from 0 to 65535")
+    return int(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    options = build_parser().parse_args(arguments)
+    _log_to_stderr("info" if options.command == "serve" and options.log_level == "warning" else options.log_level)
+    try:
+        match options.command:
+            case "serve":
+                return _serve(options.host, options.port)
+            case "check":
+                return _run(_check)
+            case "config":
+                return _print_entry()
+            case _:
+                return _run(_speak_stdio)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return _MISCONFIGURED
+    except KeyboardInterrupt:
+        return 130
+
+
+def servers_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """The servers.toml in use: `APOLLOS_SERVERS`, else the one beside server.py."""
+    named = environ.get("APOLLOS_SERVERS")
+    return Path(named).expanduser() if named else ROOT / "servers.toml"
+
+
+def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS) -> Gateway:
+    """The gateway that the environment and servers.toml describe.
+
+    Raises:
+        ConfigurationError: with everything that is wrong.
+    """
+    return Gateway(load_configuration(servers_path()), max_connections=max_connections)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
+    )
+    is_debug = level == "debug"
+    for name in ("mcp", "fastmcp", "uvicorn", "watchfiles", "client"):
+        library = logging.getLogger(name)
+        library.handlers.clear()  # FastMCP brings its own, which shows the arguments of calls in its tracebacks
+        library.propagate = True
+        library.setLevel(logging.DEBUG if is_debug else logging.WARNING)
+    if not is_debug:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_without_library_tracebacks)
+
+
+def _without_library_tracebacks(record: logging.LogRecord) -> bool:
+    """A library's traceback may hold what a user sent; one line says that it happened."""
+    if record.name.partition(".")[0] in ("mcp", "fastmcp", "uvicorn", "client"):
+        record.exc_info, record.exc_text = None, None
+    return True
+
+
+def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        return runner.run(_until_terminated(command))
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        return None
+    return uvloop.new_event_loop
+
+
+async def _until_terminated(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run a command; SIGTERM and SIGHUP cancel it, so that it closes what it opened."""
+    task = asyncio.create_task(command())
+    loop = asyncio.get_running_loop()
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and sys.platform != "win32":
+            loop.add_signal_handler(getattr(signal, name), task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
+
+
+async def _speak_stdio() -> int:
+    gateway = gateway_from_environment()
+    await gateway.mcp.run_stdio_async(show_banner=False)
+    return _OK
+
+
+def _serve(host: str, port: int) -> int:
+    gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS)
+    listener = bind(host, port, has_auth=gateway.mcp.auth is not None)
+
+    async def show_progress() -> None:
+        names = list(gateway.configuration.resources.values())
+        sys.stderr.write(f"{gateway.settings.name} serves {address_of(listener)}  (Ctrl-C ends it)\n")
+        table = Table(sys.stderr, names)
+        table.header()
+        async for report in connect_all(gateway):
+            table.add(report)
+
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        runner.run(serve(gateway, listener, show_progress))
+    return _OK
+
+
+async def _check() -> int:
+    gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS)
+    table = Table(sys.stdout, list(gateway.configuration.resources.values()))
+    table.header()
+    await gateway.start()
+    failed = False
+    try:
+        async for report in connect_all(gateway):
+            table.add(report)
+            failed = failed or report.state == "failed"
+    finally:
+        await gateway.stop()
+    return _FAILED if failed else _OK
+
+
+def _print_entry() -> int:
+    """The Claude Desktop entry, with absolute paths: a desktop program has neither our folder nor our PATH."""
+    uv = shutil.which("uv")
+    command = [uv, "run", "--directory", str(ROOT), "server.py"] if uv else [sys.executable, str(ROOT / "server.py")]
+    entry: dict[str, Any] = {"command": command[0], "args": command[1:]}
+    if named := os.environ.get("APOLLOS_SERVERS"):
+        entry["env"] = {"APOLLOS_SERVERS": str(Path(named).expanduser().absolute())}
+    sys.stdout.write(json.dumps({"mcpServers": {"apollos": entry}}, indent=2) + "\n")
+    sys.stderr.write("Put this into claude_desktop_config.json (Settings > Developer > Edit Config), then restart it.\n")
+    return _OK
+
+
+Command = Callable[[], Awaitable[int]]

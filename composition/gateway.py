@@ -1,0 +1,210 @@
+"""The gateway: the root FastMCP server and everything it owns. The composition root.
+
+Here is chosen which store and which wires are used, in which order middleware runs, and who owns which lifetime: all of
+them hang on one task of our own, which the server's lifespan starts and joins (FastMCP closes lifespans inside a fresh
+cancel scope, so a task group may not be held open across one). Tools that start no lifespan, such as `fastmcp inspect`,
+start that task with their first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import aiohttp
+import anyio
+from anyio.abc import TaskGroup
+from fastmcp import FastMCP
+from fastmcp.server.auth import AuthProvider
+
+from composition.registry import Registry
+from composition.root import RootMiddleware
+from composition.servers_file import Configuration, watch_configuration
+from providers import lines
+from providers.caller import Caller, ClientSessions
+from providers.errors import ConfigurationError
+from providers.endpoint import http_client
+from providers.identity import local_identity
+from providers.inprocess import PythonServer, inprocess_wire
+from providers.pool import McpConnectionPool, PoolLimits
+from providers.remote import streamable_http_wire
+from providers.resource import McpServerResource, TransportType
+from providers.sse import sse_wire
+from providers.stdio import stdio_wire
+from providers.store import InMemoryMcpResourceStore
+from providers.wire import Deliver, OpenWire
+
+logger = logging.getLogger(__name__)
+
+STDIO_MAX_CONNECTIONS = 20
+SERVE_MAX_CONNECTIONS = 200
+
+
+class GatewayState(StrEnum):
+    STOPPED = "stopped"
+    RUNNING = "running"
+    DRAINING = "draining"
+
+
+class Gateway:
+    """One gateway. `mcp` exists, with its mounts, as soon as it is constructed; nothing is connected before it runs.
+
+    Args:
+        max_connections: used where the configuration says nothing.
+        auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are the local
+            user, an administrator.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        max_connections: int = STDIO_MAX_CONNECTIONS,
+        auth: AuthProvider | None = None,
+    ) -> None:
+        self.configuration = configuration
+        self.settings = settings = configuration.settings
+        self.operator = local_identity()
+        self.state = GatewayState.STOPPED
+        self.store = InMemoryMcpResourceStore(configuration.resources.values())
+        self.sessions = ClientSessions()
+        self.pool = McpConnectionPool(
+            PoolLimits(
+                max_connections=settings.max_connections or max_connections,
+                acquire_timeout=settings.acquire_timeout,
+                idle_timeout=settings.idle_timeout,
+                max_lifetime=settings.max_lifetime,
+                health_interval=settings.health_interval,
+            )
+        )
+        local = None if auth else self.operator
+        self.registry = Registry(
+            pool=self.pool,
+            sessions=self.sessions,
+            wire_for=self._wire_for,
+            local=local,
+            refresh_interval=settings.refresh_interval,
+            when_used=self.start,
+        )
+        self.registry.sync(self.store.snapshot)
+        self.sessions.on_end.append(self._session_ended)
+        self.root = RootMiddleware(settings.name, self.registry)
+        self.mcp: FastMCP[Any] = FastMCP(
+            name=settings.name,
+            middleware=[self.root],
+            providers=[self.registry],
+            lifespan=self._lifespan,
+            auth=auth,
+            dereference_schemas=False,
+            mask_error_details=True,
+        )
+        lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
+        self._http: aiohttp.ClientSession | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._ready, self._stop = asyncio.Event(), asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Gateway {self.settings.name!r} {self.state} {len(self.registry.mounts)} servers>"
+
+    # ------------------------------------------------------------------------------------------------------- lifetimes
+
+    @asynccontextmanager
+    async def _lifespan(self, server: FastMCP[Any]) -> AsyncIterator[None]:
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Start what the gateway owns, if it does not run yet in this event loop."""
+        if self._runner is not None and not self._runner.done() and self._runner.get_loop() is asyncio.get_running_loop():
+            await self._ready.wait()
+            return
+        self._ready, self._stop = asyncio.Event(), asyncio.Event()
+        self._runner = asyncio.create_task(self._run(), name="apollos-gateway")
+        await self._ready.wait()
+        if self._runner.done():
+            self._runner.result()
+
+    async def stop(self) -> None:
+        """Close every backend session, within the shutdown deadlines, and wait for it."""
+        if self._runner is not None:
+            self._stop.set()
+            await asyncio.wait([self._runner])
+            self._runner = None
+
+    async def _run(self) -> None:
+        try:
+            async with http_client() as self._http, self.pool, anyio.create_task_group() as tasks:
+                self.state = GatewayState.RUNNING
+                tasks.start_soon(self.registry.run, self.store, tasks)
+                tasks.start_soon(self._follow_file)
+                self._ready.set()
+                await self._stop.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self.state = GatewayState.STOPPED
+            self.registry.stopped()
+            self._ready.set()
+
+    async def drain(self) -> None:
+        """Take no more calls, and give the open ones `drain_timeout` seconds to end."""
+        self.state = GatewayState.DRAINING
+        await self.root.drain(self.settings.drain_timeout)
+
+    # ---------------------------------------------------------------------------------------------------- configuration
+
+    async def _follow_file(self) -> None:
+        """Put each good version of servers.toml into the store; a broken one is reported, and the last good one stands."""
+        changes = watch_configuration(self.configuration.path, since=self.configuration.fingerprint)
+        try:
+            async with aclosing(changes):
+                async for outcome in changes:
+                    if isinstance(outcome, ConfigurationError):
+                        logger.error("%s\nThe last good configuration stands.", outcome)
+                    else:
+                        await self._apply(outcome)
+        except OSError as error:
+            logger.warning("'%s' is not watched for changes (%s)", self.configuration.path, error.strerror)
+
+    async def _apply(self, configuration: Configuration) -> None:
+        known = await self.store.list_all()
+        for name, resource in configuration.resources.items():
+            if name not in known or not resource.same_offer(known[name]):
+                await self.store.upsert(resource)
+        for name in known.keys() - configuration.resources.keys():
+            await self.store.delete(name)
+        if configuration.settings != self.configuration.settings:
+            logger.warning("[gateway] of '%s' changed; that takes effect at the next start", configuration.path)
+        self.configuration = configuration
+
+    def _wire_for(self, resource: McpServerResource) -> OpenWire:
+        match resource.transport_type:
+            case TransportType.STDIO:
+                return partial(stdio_wire, resource)
+            case TransportType.PYTHON:
+                return partial(inprocess_wire, resource, PythonServer(resource))
+            case TransportType.SSE:
+                return lambda deliver: sse_wire(resource, deliver, self._client)
+            case _:
+                return lambda deliver: streamable_http_wire(resource, deliver, self._client)
+
+    @property
+    def _client(self) -> aiohttp.ClientSession:
+        assert self._http is not None, "the gateway does not run"
+        return self._http
+
+    async def _session_ended(self, session: str) -> None:
+        await self.pool.end_session(session)
+        for mount in self.registry.mounts.values():
+            mount.catalogue.forget_session(session)
+
+    def operator_caller(self) -> Caller:
+        """The operator, for what the gateway does by itself: warming up and `check`."""
+        return Caller(self.operator, f"user:{self.operator.key}", has_session=False)

@@ -1,0 +1,150 @@
+"""The gateway over HTTP: `/mcp` for everything, `/livez` and `/readyz` for whoever watches the process.
+
+FastMCP's application serves MCP, with Host and Origin checked on every request. The two probes answer before it, so
+they need no credentials and work under any Host. SIGTERM drains: probes say so, open calls end, then everything closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from composition.gateway import Gateway, GatewayState
+from providers.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+PATH = "/mcp"
+_CLOSE_SECONDS = 1
+"""What streams that are open for their own sake get once all calls have ended."""
+_GC_THRESHOLD = 5_000
+
+
+def build_app(gateway: Gateway) -> ASGIApp:
+    """The ASGI application: probes, and MCP behind the Host and Origin guard."""
+    mcp_app = gateway.mcp.http_app(path=PATH, host_origin_protection=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in _PROBES:
+            await _PROBES[scope["path"]](gateway)(scope, receive, send)
+        else:
+            await mcp_app(scope, receive, send)
+
+    return app
+
+
+def _livez(gateway: Gateway) -> JSONResponse:
+    """The process answers; nothing else is asked, so that no backend can have the gateway restarted."""
+    return JSONResponse({"status": "alive"})
+
+
+def _readyz(gateway: Gateway) -> JSONResponse:
+    is_ready = gateway.state is GatewayState.RUNNING
+    return JSONResponse({"status": str(gateway.state)}, status_code=200 if is_ready else 503)
+
+
+_PROBES: dict[str, Callable[[Gateway], JSONResponse]] = {"/livez": _livez, "/readyz": _readyz}
+
+
+def bind(host: str, port: int, *, has_auth: bool) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigurationError: the address is not loopback and nobody is authenticated, or it cannot be had.
+    """
+    if not has_auth and not _is_loopback(host):
+        raise ConfigurationError(
+            f"--host {host}: without authentication the gateway serves this machine alone (127.0.0.1, ::1, localhost). "
+            "Whoever could reach that address would be an administrator."
+        )
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror}. Choose another with --host or --port."
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but the first signal drains and the second ends at once."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        asyncio.get_running_loop().call_soon_threadsafe(self._exit)
+
+    def _exit(self) -> None:
+        if self._draining is None and self.started:
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            self.force_exit = self.should_exit = True
+
+    async def _drain(self) -> None:
+        logger.info("shutting down: open calls get %g s", self._gateway.settings.drain_timeout)
+        await self._gateway.drain()
+        self.should_exit = True
+
+
+async def serve(gateway: Gateway, listener: socket.socket, on_start: Callable[[], Awaitable[Any]]) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        on_start: run beside the server once it runs; it need not end.
+    """
+    config = uvicorn.Config(
+        build_app(gateway),
+        access_log=False,
+        log_config=None,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+    server = _Server(config, gateway)
+    starting = asyncio.create_task(_when_started(server, on_start))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+
+async def _when_started(server: uvicorn.Server, on_start: Callable[[], Awaitable[Any]]) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    _settle_memory()
+    await on_start()
+
+
+def _settle_memory() -> None:
+    """What is alive now stays alive. Without this a full collection walks all of it again and again, which is what the
+    slowest calls wait for."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD, 50, 50)

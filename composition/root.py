@@ -1,0 +1,99 @@
+"""The root server's middleware: what concerns all servers at once.
+
+It tells each client which servers it may use, remembers the client's log level, counts the calls under way, and
+refuses new ones while the gateway drains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+
+from composition.mount import Mount
+from composition.registry import Registry
+from providers import lines
+from providers.errors import GatewayError
+
+_CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
+_MAX_PURPOSE = 300
+
+
+class RootMiddleware(Middleware):
+    def __init__(self, name: str, registry: Registry) -> None:
+        self._name, self._registry = name, registry
+        self._calls = 0
+        self._idle = anyio.Event()
+        self._is_draining = False
+
+    @property
+    def calls(self) -> int:
+        """Calls under way."""
+        return self._calls
+
+    async def drain(self, deadline: float) -> None:
+        """Refuse new calls and wait for those under way, for at most `deadline` seconds."""
+        self._is_draining = True
+        if self._calls:
+            self._idle = anyio.Event()
+            with anyio.move_on_after(deadline):
+                await self._idle.wait()
+
+    async def on_request(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        if context.method == "logging/setLevel" and context.fastmcp_context is not None:
+            message = context.message
+            level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
+            if isinstance(level, str):
+                lines.remember_log_level(context.fastmcp_context, level)
+        if context.method not in _CALLS:
+            return await call_next(context)
+        if self._is_draining:
+            raise GatewayError("the gateway is shutting down. Connect again in a moment.")
+        self._calls += 1
+        try:
+            return await call_next(context)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        return await self._with_instructions(await call_next(context))
+
+    async def on_discover(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        return await self._with_instructions(await call_next(context))
+
+    async def _with_instructions(self, result: Any) -> Any:
+        if result is None or isinstance(result, dict):
+            return result
+        mounts = self._registry.readable(await self._registry.caller())
+        return result.model_copy(update={"instructions": instructions(self._name, mounts)})
+
+
+def instructions(name: str, mounts: list[Mount]) -> str:
+    """What a model reads first: which servers there are, and what each is for."""
+    if not mounts:
+        return f"{name}: no server is available to you at the moment."
+    servers = "\n".join(f"- {mount.resource.name}: {purpose(mount)}" for mount in mounts)
+    return (
+        f"{name} offers the tools of several servers. A tool is named after its server: 'server_tool'. "
+        f"The servers:\n{servers}"
+    )
+
+
+def purpose(mount: Mount) -> str:
+    """What a server is for: the operator's description, else what the server says of itself, as far as known."""
+    listing = mount.catalogue.newest()
+    facts = listing.facts if listing else {}
+    info = facts.get("serverInfo") or {}
+    said = (
+        mount.resource.description
+        or facts.get("instructions")
+        or info.get("description")
+        or info.get("title")
+        or info.get("name")
+        or "no description"
+    )
+    text = " ".join(str(said).split())
+    return text if len(text) <= _MAX_PURPOSE else text[: _MAX_PURPOSE - 1] + "…"

@@ -1,0 +1,404 @@
+"""servers.toml becomes settings and resources, or one error that holds all that an operator has to correct.
+
+`gateway` comes in: once at start with `load_configuration`, then for as long as it runs with
+`watch_configuration`. It reads in this order: the file, its bytes, its TOML, its tables. It calls `settings`
+to fill in variables, to check values and to find the line of a key, so that every problem can name it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+import tomllib
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio.to_thread
+from pydantic import TypeAdapter, ValidationError
+from watchfiles import watch
+
+from composition.settings import (
+    Key,
+    Problem,
+    Settings,
+    check,
+    did_you_mean,
+    expand,
+    key_lines,
+    read_settings,
+    unknown_key,
+    value_at,
+    without,
+)
+from providers.errors import ConfigurationError
+from providers.resource import McpServerResource, Timeouts, ToolRules, TransportType, reach_problem
+
+_BOOLEAN = TypeAdapter(bool)
+
+CREATOR = "servers.toml"
+"""Who created a resource of the file, wherever the file lies and whatever it is called."""
+
+MAX_FILE_BYTES = 1024 * 1024
+_BOOKKEEPING = {"name", "created_by", "created_at", "updated_at", "version"}
+_SERVER_KEYS = [key for key in McpServerResource.model_fields if key not in _BOOKKEEPING]
+_MEANT = {
+    **{key: f"timeouts.{key}" for key in Timeouts.model_fields},
+    **{key: f"tools.{key}" for key in ToolRules.model_fields},
+    **{"type": "transport_type", "environment": "env", "disabled": "is_enabled"},
+}
+"""What is written straight under a server by mistake, and what was probably meant."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one servers.toml says. `fingerprint` is of its bytes, to tell one version from another."""
+
+    settings: Settings
+    resources: dict[str, McpServerResource]
+    path: Path
+    fingerprint: str = field(default="", repr=False, compare=False)
+
+
+def load_configuration(path: Path, environ: Mapping[str, str] = os.environ) -> Configuration:
+    """Read a servers.toml. It blocks: where an event loop runs, call it in a thread.
+
+    Raises:
+        ConfigurationError: with all problems, each "servers.toml:12: [servers.time] key 'agrs' is …".
+    """
+    return _configuration(path, _read(path), environ)
+
+
+async def watch_configuration(
+    path: Path, environ: Mapping[str, str] = os.environ, *, since: str | None = None
+) -> AsyncGenerator[Configuration | ConfigurationError]:
+    """Yield the configuration after each change of the file's bytes. A file that is broken, unreadable or
+    gone yields its error as a value, so that the caller keeps the last good configuration.
+
+    Args:
+        since: the fingerprint of the configuration that the caller has, so that a change made after loading
+            it and before watching is not missed. Without it, changes count from the first iteration.
+
+    Raises:
+        OSError: the file's directory cannot be watched.
+    """
+    known = since
+    async with aclosing(_moments_to_look(path)) as moments:
+        async for _ in moments:
+            fingerprint, outcome = await anyio.to_thread.run_sync(_outcome, path, environ)
+            is_change = known not in (None, fingerprint)
+            known = fingerprint
+            if is_change:
+                yield outcome
+
+
+async def _moments_to_look(path: Path) -> AsyncGenerator[None]:
+    """Now, whenever something changes in the file's directory, and every two seconds, because some file
+    systems tell nobody. The directory and not the file: an editor renames a new file over the old one."""
+    yield
+    stop = threading.Event()
+    # Not `awatch`: it holds up a cancelled task until its thread times out.
+    changes = watch(
+        *await anyio.to_thread.run_sync(_directories, path),
+        watch_filter=None,
+        recursive=False,
+        step=100,
+        rust_timeout=2_000,
+        yield_on_timeout=True,
+        stop_event=stop,
+    )
+    try:
+        while True:
+            await anyio.to_thread.run_sync(next, changes, None, abandon_on_cancel=True)
+            yield
+    finally:
+        stop.set()
+
+
+def _directories(path: Path) -> list[Path]:
+    """Where the file lies and, if it is a link, where its target does."""
+    return [directory for directory in {path.absolute().parent, path.resolve().parent} if directory.is_dir()]
+
+
+def _outcome(path: Path, environ: Mapping[str, str]) -> tuple[str, Configuration | ConfigurationError]:
+    data = b""
+    try:
+        data = _read(path)
+        return _fingerprint(data), _configuration(path, data, environ)
+    except ConfigurationError as error:
+        return _fingerprint(data or str(error).encode()), error
+
+
+def _fingerprint(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _configuration(path: Path, data: bytes, environ: Mapping[str, str]) -> Configuration:
+    text = _decoded(path, data)
+    tables = _Tables(_parsed(path, text), path.absolute().parent, environ)
+    settings = tables.settings()
+    resources = tables.resources(settings.timeouts)
+    if tables.complaints:
+        raise ConfigurationError(_with_lines(path, text, tables.complaints))
+    return Configuration(settings, resources, path, _fingerprint(data))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigurationError(
+                f"{path}: is a directory. Name the file in it, for example {path / CREATOR}"
+            )
+        if not stat.S_ISREG(mode):
+            raise ConfigurationError(f"{path}: is not a regular file. Copy its text into one")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path}: no such file. Write one, or set APOLLOS_SERVERS to where it is"
+        ) from None
+    except PermissionError:
+        raise ConfigurationError(f"{path}: may not be read. Give this user the right to read it") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path is not valid"
+        raise ConfigurationError(f"{path}: cannot be read ({reason}). Check APOLLOS_SERVERS") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigurationError(f"{path}: is larger than 1 MiB. Is it the right file?")
+    return data
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}:{line}: is not UTF-8 text. Save the file as UTF-8") from None
+
+
+_SYNTAX_ADVICE = {
+    ("declare",): "A table is written once: put its keys together, or give the second its own name",
+    ("overwrite", "Duplicate"): "A key is written once in its table: remove one of the two",
+    ("Invalid value",): 'Text stands in quotes: key = "text"; true and false are written small',
+    (
+        "hex value",
+        "Unescaped",
+    ): "In double quotes a backslash begins an escape: write 'C:\\path' in single quotes",
+    ("Unclosed array",): "A list has commas between its items and ends with ']'",
+    ("Unclosed inline",): "An inline table stands on one line, has commas between its keys and ends with '}'",
+    (
+        "initial character",
+    ): "A key has letters, digits, '_' and '-'; an inline table has no comma before its '}'",
+    ("Unterminated", 'Expected "\'"', "Illegal"): "Text ends on its line, with the quote that began it",
+    (
+        "Expected '='",
+        "statement",
+        "Expected ']'",
+    ): 'A line is key = "value", or [servers.NAME], or # a comment',
+}
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigurationError(
+            f"{path}: is nested too deeply. No server needs more than three levels"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        what = str(error)
+        at = re.search(r" \(at line (\d+), column (\d+)\)$", what)
+        line = at[1] if at else text.rstrip("\n").count("\n") + 1
+        what = f"{what[: at.start()]} (column {at[2]})" if at else what
+        advice = [text for parts, text in _SYNTAX_ADVICE.items() if any(part in what for part in parts)]
+        raise ConfigurationError(
+            ". ".join([f"{path}:{line}: is not valid TOML: {what}", *advice[:1]])
+        ) from None
+    except ValueError:  # Python reads no whole number of more than 4300 digits
+        raise ConfigurationError(f"{path}: holds a number that is too long. Write a shorter one") from None
+
+
+def _with_lines(path: Path, text: str, complaints: list[_Complaint]) -> list[str]:
+    lines = key_lines(text)
+    numbered: list[tuple[int, str]] = []
+    for place, what in complaints:
+        nearest = (place[:end] for end in range(len(place), 0, -1))
+        line = next((lines[known] for known in nearest if known in lines), 0)
+        where = f"{path}:{line}: " if line else f"{path}: " if place else ""
+        numbered.append((line, where + what))
+    return [what for _, what in sorted(numbered, key=lambda problem: problem[0])]
+
+
+class _Complaint(NamedTuple):
+    """What is wrong, ready to print but for its line; `place` is empty if it does not stand in the file."""
+
+    place: Key
+    text: str
+
+
+class _Tables:
+    """The tables of one file on their way to values; `complaints` gathers all that is wrong with them."""
+
+    def __init__(self, document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> None:
+        self.complaints: list[_Complaint] = []
+        self._document, self._directory, self._environ = document, directory, environ
+
+    def settings(self) -> Settings:
+        """The settings of `[gateway]` and the environment; the defaults if anything is wrong with them."""
+        table = self._table("gateway", 'write [gateway] and under it name = "…"')
+        settings, problems = read_settings(table, self._environ)
+        for problem in problems:
+            self._complain(("gateway",), problem)
+        return settings
+
+    def resources(self, timeouts: Timeouts) -> dict[str, McpServerResource]:
+        """The servers that are in order, by name. `timeouts` are those of servers that say nothing else."""
+        self._refuse_other_tables()
+        tables = self._table("servers", "write [servers.NAME], in single brackets, for each server")
+        found = {name: self._resource(name, table, timeouts) for name, table in tables.items()}
+        return {name: resource for name, resource in found.items() if resource is not None}
+
+    def _table(self, name: str, advice: str) -> dict[str, Any]:
+        table = self._document.get(name, {})
+        if isinstance(table, dict):
+            return table
+        self._complain((name,), Problem((), f"must be a table: {advice}"))
+        return {}
+
+    def _refuse_other_tables(self) -> None:
+        for key, value in self._document.items():
+            if key in ("gateway", "servers"):
+                continue
+            if isinstance(value, dict):
+                inner = [name for name in value if isinstance(value[name], dict)][:1]
+                meant = [name for name in ("servers", "gateway") if did_you_mean(key, [name])][:1]
+                hint = f" Did you mean [{_dotted([*meant, *inner])}]?" if meant else ""
+                what = f"[{_dotted([key, *inner])}] is unknown.{hint} Allowed: [gateway] and [servers.NAME]"
+            else:
+                what = (
+                    f"key '{_dotted([key])}' stands in no table. Write it under [gateway] or [servers.NAME]"
+                )
+            self.complaints.append(_Complaint((key,), what))
+
+    def _resource(self, name: str, table: Any, timeouts: Timeouts) -> McpServerResource | None:
+        place: Key = ("servers", name)
+        if not isinstance(table, dict):
+            self._complain(("servers",), Problem((name,), _not_a_server(name, table)))
+            return None
+        written = {key: value for key, value in table.items() if key in _SERVER_KEYS}
+        for key in table:
+            if key not in written:
+                self._complain(place, Problem((key,), unknown_key(key, _SERVER_KEYS, _MEANT)))
+        resource, problems = self._checked(name, written, timeouts)
+        for problem in problems:
+            self._complain(place, problem if problem.key != ("name",) else Problem((), problem.text))
+        return resource
+
+    def _checked(
+        self, name: str, written: dict[str, Any], timeouts: Timeouts
+    ) -> tuple[McpServerResource | None, list[Problem]]:
+        flag, _ = expand(written.get("is_enabled", True), self._environ)
+        is_off = _is_false(flag)
+        data, problems = (dict(written), []) if is_off else expand(written, self._environ)
+        data |= {"name": name, "created_by": CREATOR, "is_enabled": flag}
+        if isinstance(data.get("timeouts", {}), dict):
+            data["timeouts"] = timeouts.model_dump() | data.get("timeouts", {})
+        problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
+        resource, found = check(McpServerResource, data, written, problems)
+        unread = [
+            problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))
+        ]
+        if is_off and unread:  # a number or a choice that only a variable holds: its default will do
+            for key in unread:
+                data = without(data, key)
+            return check(McpServerResource, data, written, problems)
+        return resource, found
+
+    def _files(self, data: dict[str, Any], is_off: bool) -> list[Problem]:
+        """Make paths absolute, from the directory of the file; a Python server's file has to be there."""
+        cwd, python = data.get("cwd"), data.get("python")
+        if isinstance(cwd, str) and cwd and not _is_variable(cwd):
+            data["cwd"] = str(self._directory / cwd)
+        if not isinstance(python, str) or _is_variable(python):
+            return []
+        file, _, attribute = python.rpartition(":")
+        if not file or not attribute.isidentifier():
+            return []  # the model has the words for it
+        data["python"] = f"{self._directory / file}:{attribute}"
+        if is_off or _is_file(self._directory / file):
+            return []
+        return [Problem(("python",), f"names a file that is not there. Its path begins at {self._directory}")]
+
+    def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:
+        command, path = data.get("command"), self._environ.get("PATH")
+        if (
+            is_off
+            or not isinstance(command, str)
+            or len(command.split()) < 2
+            or shutil.which(command, path=path)
+        ):
+            return []
+        if shutil.which(command.split()[0], path=path) is None:
+            return []
+        return [Problem(("command",), "must be the program alone. Write what follows it in args = […]")]
+
+    def _complain(self, table: Key, problem: Problem) -> None:
+        """Take note of a problem with a key of a table, or with the table itself where the key is empty."""
+        if problem.key is None:
+            self.complaints.append(_Complaint((), problem.text))
+            return
+        names = [part for part in problem.key if isinstance(part, str)]
+        item = next((f" item {part + 1}" for part in problem.key if isinstance(part, int)), "")
+        key = f" key '{_dotted(names)}'{item}" if names else ""
+        self.complaints.append(_Complaint((*table, *names), f"[{_dotted(table)}]{key} {problem.text}"))
+
+
+def _reach(written: Mapping[str, Any]) -> list[Problem]:
+    """The way a server is reached is checked here too: the model does so only when all else is in order."""
+    try:
+        transport = TransportType(written["transport_type"])
+    except (KeyError, ValueError):
+        transport = None
+    text = reach_problem(transport, [key for key, value in written.items() if value not in ([], {})])
+    return [Problem((), text)] if text else []
+
+
+def _not_a_server(name: str, value: object) -> str:
+    if name in _SERVER_KEYS:
+        return "belongs to one server. Write [servers.NAME] above it"
+    if isinstance(value, list):
+        return f"must be a table. Write [servers.{name}] in single brackets"
+    return f'must be a table. Write [servers.{name}] and under it command = "…" or url = "…"'
+
+
+def _is_false(value: object) -> bool:
+    try:
+        return not _BOOLEAN.validate_python(value)
+    except ValidationError:
+        return False
+
+
+def _is_variable(value: object) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _dotted(names: Iterable[str | int]) -> str:
+    """Names as TOML writes them: quoted where they are not plain, so that none can break a line."""
+    plain = re.compile(r"[A-Za-z0-9_-]+")
+    return ".".join(
+        name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in map(str, names)
+    )

@@ -1,0 +1,59 @@
+"""How long a server that keeps failing is left alone. Meanwhile its callers get a clear error at once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from providers.errors import BackendError, BackendUnavailable
+
+_FIRST_DELAY = 0.5
+
+
+@dataclass(slots=True)
+class _Trouble:
+    failures: int
+    until: float
+    error: BackendError
+
+
+class Backoff:
+    """Consecutive failures per server. The first costs nothing: one crash is repaired by the next call. From the second
+    on a server rests for 0.5 s, 1 s, 2 s … up to its limit, with a tenth of jitter, and then gets one attempt.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._troubles: dict[Hashable, _Trouble] = {}
+
+    def failed(self, key: Hashable, error: BackendError, limit: float) -> None:
+        known = self._troubles.get(key)
+        failures = known.failures + 1 if known else 1
+        delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** (failures - 2))
+        delay *= random.uniform(0.9, 1.1)
+        self._troubles[key] = _Trouble(failures, self._clock() + delay, error)
+
+    def succeeded(self, key: Hashable) -> None:
+        self._troubles.pop(key, None)
+
+    def rests_for(self, key: Hashable) -> float:
+        """Seconds until the next attempt is allowed; 0 when it is."""
+        trouble = self._troubles.get(key)
+        return max(0.0, trouble.until - self._clock()) if trouble else 0.0
+
+    def refusal(self, key: Hashable) -> BackendError | None:
+        """The error for a caller who comes while the server rests."""
+        rest = self.rests_for(key)
+        if not rest:
+            return None
+        trouble = self._troubles[key]
+        return BackendUnavailable(
+            trouble.error.server,
+            f"failed {trouble.failures} times in a row and is tried again in {max(1, round(rest))} s. "
+            f"Last reason: {trouble.error.problem}",
+            not_sent=True,
+        )

@@ -1,0 +1,221 @@
+"""One address of one remote server: how a request to it is made, how much of an answer is read, and what
+failures are called.
+
+Both HTTP wires (`remote`, `sse`) come in through `http_wire`. It calls aiohttp, whose requests cost a
+twentieth of those of the SDK's own client. Nothing that it raises or logs holds an address, a header or a
+body, because each may hold a secret; for the same reason errors are raised without their cause.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+import anyio
+from pydantic_core import from_json
+from yarl import URL
+
+from providers.errors import BackendError, BackendProtocolError, BackendUnavailable
+from providers.event_stream import EventStream
+from providers.identity import Identity, prepare_proxy_headers
+from providers.resource import McpServerResource
+from providers.wire import Message
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+_KEEP_ALIVE_SECONDS = 4.0
+"""How long an idle connection is kept. uvicorn and Node close theirs after 5 seconds: a request that met
+that close half-way could not be repeated safely."""
+_FINISH_SECONDS = 0.2
+"""How long a response that said all we need is read on, so that its connection can be used again."""
+_LARGE_BODY = 1024 * 1024
+"""A larger body is written piece by piece."""
+
+
+@asynccontextmanager
+async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+    """The HTTP client that all remote wires of a gateway share.
+
+    It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections
+    share one TLS context, which aiohttp makes at import.
+    """
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "apollos-mcp-gateway"},
+        timeout=aiohttp.ClientTimeout(total=None),  # each request sets its own
+        trust_env=False,
+        auto_decompress=False,
+    ) as client:
+        yield client
+
+
+class Endpoint:
+    """Where a resource's server is, and how it is spoken to. It holds no state of a conversation."""
+
+    def __init__(self, resource: McpServerResource, client: aiohttp.ClientSession, max_bytes: int) -> None:
+        """
+        Args:
+            max_bytes: cap on one message from the server.
+
+        Raises:
+            BackendUnavailable: the resource's URL cannot be used.
+        """
+        self.server = resource.name
+        self.url, self._own_headers = _address(resource)
+        self._client, self._max = client, max_bytes
+        self._connect_seconds = resource.timeouts.connect
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_seconds)
+
+    def headers(self, mcp: Mapping[str, str], identity: Identity | None) -> dict[str, str]:
+        """All headers of a request. Names are in lower case, so that each comes once: the identity's win over
+        MCP's, and MCP's over the resource's own."""
+        headers = prepare_proxy_headers(self._own_headers, mcp, identity)
+        return {name.lower(): value for name, value in headers.items()} | {"accept-encoding": "identity"}
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, headers: Mapping[str, str], body: bytes | None = None, *, url: URL | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One HTTP request; the response is open for as long as the block runs.
+
+        Only connecting has a deadline here. How long an answer may take is the caller's to say.
+
+        Raises:
+            BackendUnavailable: there is no connection (`not_sent`), or it ended too early.
+            BackendProtocolError: the answer is not HTTP.
+        """
+        try:
+            response = await self._client.request(
+                method,
+                url or self.url,
+                headers=headers,
+                data=io.BytesIO(body) if body and len(body) > _LARGE_BODY else body,
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._failure(error) from None
+        try:
+            yield response
+            await self._finish(response)
+        except aiohttp.ClientError as error:
+            raise self._failure(error) from None
+        finally:
+            response.release()
+
+    async def _finish(self, response: aiohttp.ClientResponse) -> None:
+        with anyio.move_on_after(_FINISH_SECONDS):
+            while not response.content.at_eof() and await self.next_chunk(response):
+                pass
+
+    async def next_chunk(self, response: aiohttp.ClientResponse) -> bytes:
+        """What came of a stream; empty where it ended. A dropped connection is an end like any other."""
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, OSError):
+            return b""
+
+    async def read(self, response: aiohttp.ClientResponse, cap: int | None = None) -> bytearray:
+        """A whole body, of at most `cap` bytes (by default those of one message).
+
+        Raises:
+            BackendProtocolError: it is larger; it was read no further than that.
+        """
+        cap = cap or self._max
+        body = bytearray()
+        if (response.content_length or 0) <= cap:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > cap:
+                    break
+            else:
+                return body
+        raise BackendProtocolError(self.server, f"sent a message of more than {cap:,} bytes.")
+
+    def media_type(self, response: aiohttp.ClientResponse) -> str:
+        """The media type of a response that is to be read.
+
+        Raises:
+            BackendProtocolError: its body is compressed.
+        """
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise BackendProtocolError(self.server, "answers compressed, although we ask it not to.")
+        return response.content_type
+
+    def parse(self, data: bytes | bytearray) -> Message:
+        """One JSON-RPC message.
+
+        Raises:
+            BackendProtocolError: it is none.
+        """
+        try:
+            message = from_json(data)
+        except ValueError:
+            raise BackendProtocolError(self.server, "answered with something that is not JSON.") from None
+        if not isinstance(message, dict):
+            raise BackendProtocolError(self.server, "answered with JSON that is not an MCP message.")
+        return message
+
+    def event_stream(self) -> EventStream:
+        return EventStream(self.server, self._max)
+
+    def refusal(self, status: int) -> BackendUnavailable:
+        """The error that a status other than 2xx stands for."""
+        if 300 <= status < 400:
+            problem = f"answers with a redirect (HTTP {status}). Put the final address into 'url'."
+        elif status in (401, 403):
+            problem = f"asks for credentials (HTTP {status}). Set 'headers' of this server."
+        elif status in (404, 405):
+            problem = f"answered HTTP {status}. Check its 'url' and 'transport_type'."
+        else:
+            problem = f"answered HTTP {status}. Its own log may say why."
+        return BackendUnavailable(self.server, problem)
+
+    def _failure(self, error: Exception) -> BackendError:
+        match error:
+            case aiohttp.ConnectionTimeoutError():
+                problem = f"no connection within {self._connect_seconds:g} seconds. Is it running?"
+            case aiohttp.ClientConnectorDNSError():
+                problem = "its host name was not found. Correct 'url'."
+            case aiohttp.ClientConnectorCertificateError():
+                problem = "its TLS certificate is not valid for 'url', or not of an authority that we trust."
+            case aiohttp.ClientSSLError():
+                problem = "the TLS handshake failed. Is 'url' right to begin with https://?"
+            case aiohttp.ClientConnectorError():
+                problem = f"no connection ({_reason(error.os_error)}). Is it running, and is 'url' right?"
+            case aiohttp.ClientResponseError():
+                return BackendProtocolError(self.server, "answered with something that is not HTTP.")
+            case aiohttp.InvalidURL() | ValueError():
+                problem = "its 'url' or 'headers' cannot be used for a request. Correct them."
+            case _:
+                return BackendUnavailable(self.server, "the connection ended before the answer came.")
+        return BackendUnavailable(self.server, problem, not_sent=True)
+
+
+def is_success(response: aiohttp.ClientResponse) -> bool:
+    return 200 <= response.status < 300
+
+
+def _reason(error: OSError) -> str:
+    known = error.errno is not None and error.errno > 0
+    return os.strerror(error.errno or 0).lower() if known else "the network does not lead there"
+
+
+def _address(resource: McpServerResource) -> tuple[URL, dict[str, str]]:
+    """The URL without the credentials that it may hold, and the resource's headers with them."""
+    try:
+        url = URL(resource.url or "")
+        user, password, bare = url.user, url.password, url.with_user(None)
+    except ValueError:
+        problem = "its 'url' cannot be used. Correct it."
+        raise BackendUnavailable(resource.name, problem, not_sent=True) from None
+    headers = dict(resource.headers)
+    if user is not None and "authorization" not in {name.lower() for name in headers}:
+        headers["Authorization"] = "Basic " + b64encode(f"{user}:{password or ''}".encode()).decode()
+    return bare, headers

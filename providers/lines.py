@@ -1,0 +1,336 @@
+"""The two lines of FastMCP, 4.x (mcp 2) and 3.4 (mcp 1): the only module that knows which one is installed.
+
+Everybody else sees JSON dictionaries and the handful of functions below. Private attributes of FastMCP and of the MCP
+SDK are touched here and nowhere else, each with the reason beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import fastmcp
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from fastmcp import Client, FastMCP
+from fastmcp.server.context import Context
+from mcp import ClientSession
+from mcp.shared.message import ServerMessageMetadata, SessionMessage
+from pydantic import BaseModel, RootModel, TypeAdapter
+
+MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
+"""True on FastMCP 4.x, which speaks both protocol eras; 3.4 speaks the handshake era alone."""
+
+if TYPE_CHECKING or MODERN:
+    import mcp_types as mcp_types
+    from mcp import MCPError as MCPError
+    from mcp_types.jsonrpc import jsonrpc_message_adapter
+    from mcp_types.version import MODERN_PROTOCOL_VERSIONS as MODERN_PROTOCOL_VERSIONS
+else:
+    from mcp import McpError as MCPError
+    from mcp import types as mcp_types
+
+    jsonrpc_message_adapter = TypeAdapter(mcp_types.JSONRPCMessage)
+    MODERN_PROTOCOL_VERSIONS = ()
+
+Json = dict[str, Any]
+
+
+class RawRequest(BaseModel):
+    """A request as the SDK wants to see one, whose params stay the dictionary that they are."""
+
+    method: str
+    params: Json | None = None
+
+    name_param: str | None = None  # read by the 4.x session from the class; never sent
+
+    def model_dump(self, **_options: Any) -> Json:  # type: ignore[override]
+        return {"method": self.method} | ({"params": self.params} if self.params is not None else {})
+
+
+RawRequest.name_param = None  # type: ignore[attr-defined]
+
+
+class RawResult(RootModel[Json]):
+    """A result kept word for word."""
+
+
+# ---------------------------------------------------------------------------------------------- messages of a session
+
+
+def to_session_message(message: Json) -> SessionMessage:
+    """A JSON-RPC dictionary as the SDK's session reads it.
+
+    Raises:
+        pydantic.ValidationError: it is not JSON-RPC.
+    """
+    if MODERN:
+        return SessionMessage(jsonrpc_message_adapter.validate_python(message, by_name=False))
+    return SessionMessage(jsonrpc_message_adapter.validate_python(message))
+
+
+def from_session_message(item: SessionMessage) -> tuple[Json, Mapping[str, str]]:
+    """What the SDK's session writes: the JSON-RPC dictionary, and MCP's own headers for it."""
+    dumped = item.message.model_dump(by_alias=True, mode="json", exclude_unset=True)
+    return dumped, getattr(item.metadata, "headers", None) or {}
+
+
+class ForwardingSession(ClientSession):
+    """A session that hands results on as they came. Whether a tool's result fits its declared schema is for the
+    client at the end to check: here it would turn a backend's slip into a gateway's error."""
+
+    async def validate_tool_result(self, name: str, result: Any) -> None:
+        return None
+
+    _validate_tool_result = validate_tool_result  # the name of the same hook in mcp 1
+
+
+async def send_raw(session: ClientSession, method: str, params: Json | None) -> Json:
+    """One request on a client session, dictionary in, dictionary out.
+
+    Raises:
+        MCPError: the peer answered with an error, or the connection ended.
+        pydantic.ValidationError: the answer is not what MCP prescribes.
+    """
+    result = await session.send_request(RawRequest(method=method, params=params), RawResult)  # type: ignore[arg-type]
+    return result.root
+
+
+def era_options(memory: Any) -> Json:
+    """Options for `fastmcp.Client` that pick the protocol era.
+
+    Args:
+        memory: what `era_memory` gave for an earlier session with the same server, so that its era is asked for once;
+            None to negotiate.
+    """
+    if not MODERN:
+        return {}
+    if memory is None:
+        return {"mode": "auto"}
+    mode, discovered = memory
+    return {"mode": mode, "prior_discover": discovered}
+
+
+def era_memory(client: Client[Any]) -> Any:
+    """What is worth remembering of a negotiation: the mode to ask for next time, and what discovery said."""
+    if not MODERN:
+        return None
+    session = client.session
+    if session.discover_result is not None:
+        return session.protocol_version, session.discover_result
+    return "legacy", None
+
+
+def server_facts(client: Client[Any]) -> Json:
+    """What the server said of itself: `protocolVersion`, `capabilities`, `serverInfo`, `instructions`."""
+    if MODERN:
+        session = client.session
+        facts = {
+            "protocolVersion": session.protocol_version,
+            "capabilities": session.server_capabilities,
+            "serverInfo": session.server_info,
+            "instructions": session.instructions,
+        }
+    else:
+        result = client.initialize_result
+        facts = {
+            "protocolVersion": result.protocolVersion,
+            "capabilities": result.capabilities,
+            "serverInfo": result.serverInfo,
+            "instructions": result.instructions,
+        }
+    return {
+        key: value.model_dump(by_alias=True, mode="json", exclude_none=True) if isinstance(value, BaseModel) else value
+        for key, value in facts.items()
+    }
+
+
+def is_modern_version(version: str | None) -> bool:
+    return version in MODERN_PROTOCOL_VERSIONS
+
+
+# ---------------------------------------------------------------------------------------- the client of a front request
+
+
+def is_modern_request(context: Context) -> bool:
+    """Whether the caller speaks the 2026-07-28 era, which has no sessions and cannot be asked questions."""
+    request = context.request_context
+    return MODERN and request is not None and request.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+
+def session_owner(context: Context) -> Any:
+    """The object that lives exactly as long as the client's session, or None outside of one.
+
+    On 4.x a `ServerSession` is made per request; what lasts is its connection, which the SDK keeps private.
+    """
+    try:
+        session = context.session
+    except RuntimeError:
+        return None
+    return session._connection if MODERN else session
+
+
+def on_session_end(owner: Any, callback: Callable[[], Awaitable[None]]) -> None:
+    """Have `callback` awaited when the client's session ends. Its exit stack is the only thing that tells."""
+    stack = owner.exit_stack if MODERN else owner._exit_stack
+    stack.push_async_callback(callback)
+
+
+def declared_capabilities(context: Context) -> frozenset[str]:
+    """Of `elicitation`, `sampling` and `roots`, those that the client declared."""
+    try:
+        session = context.session
+    except RuntimeError:
+        return frozenset()
+    if MODERN:
+        declared = session.client_capabilities
+    else:
+        declared = session.client_params.capabilities if session.client_params else None
+    names = ("elicitation", "sampling", "roots")
+    return frozenset(name for name in names if declared and getattr(declared, name) is not None)
+
+
+def progress_token(context: Context) -> str | int | None:
+    """The token under which the client wants to hear of progress."""
+    request = context.request_context
+    meta = request.meta if request is not None else None
+    if meta is None:
+        return None
+    return meta.get("progressToken", meta.get("progress_token")) if MODERN else meta.progressToken
+
+
+def request_meta(context: Context) -> Json:
+    """The request's `_meta` as the client sent it, less what describes the client's own connection."""
+    request = context.request_context
+    meta = request.meta if request is not None else None
+    if not meta:
+        return {}
+    raw = dict(meta) if MODERN else meta.model_dump(by_alias=True, mode="json", exclude_none=True)
+    own = ("io.modelcontextprotocol/", "progressToken", "progress_token")
+    return {key: value for key, value in raw.items() if not key.startswith(own)}
+
+
+def continuation(context: Context) -> Json:
+    """What a 2026-07-28 client sends with a retry after it was asked for input, as request params."""
+    if not is_modern_request(context):
+        return {}
+    given = {"inputResponses": context.input_responses, "requestState": context.request_state}
+    adapter: TypeAdapter[Any] = TypeAdapter(Any)
+    return {
+        key: adapter.dump_python(value, mode="json", by_alias=True, exclude_none=True)
+        for key, value in given.items()
+        if value is not None
+    }
+
+
+_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
+
+def wants_log(context: Context, level: str) -> bool:
+    """Whether the client asked for log messages of this level: by `logging/setLevel`, or per request in 2026-07-28."""
+    if level not in _LEVELS:
+        return False
+    session = context.session
+    if not MODERN:
+        wanted = getattr(session, "_minimum_logging_level", None)
+    elif is_modern_request(context):
+        return level in session._allowed_log_levels
+    else:
+        wanted = _root_log_level(context)
+    return wanted is None or _LEVELS.index(level) >= _LEVELS.index(wanted)
+
+
+def _root_log_level(context: Context) -> str | None:
+    """FastMCP keeps the level on the server that got the request, which is the root; ours is a sub-server."""
+    owner = session_owner(context)
+    return owner.state.get("apollos_log_level") if owner is not None else None
+
+
+def remember_log_level(context: Context, level: str) -> None:
+    """Keep the level that a handshake client asked for, for as long as its session lasts."""
+    owner = session_owner(context)
+    if MODERN and owner is not None:
+        owner.state["apollos_log_level"] = level
+
+
+async def ask_client(context: Context, method: str, params: Json | None) -> Json:
+    """Send a request to the client on the stream of the request it is waiting for.
+
+    Raises:
+        MCPError: the client answered with an error or cannot be asked.
+    """
+    related = context.request_context.request_id  # type: ignore[union-attr]
+    result = await context.session.send_request(
+        RawRequest(method=method, params=params),  # type: ignore[arg-type]
+        RawResult,
+        metadata=ServerMessageMetadata(related_request_id=related),
+    )
+    return result.root
+
+
+async def tell_client(context: Context, method: str, params: Json | None) -> None:
+    """Send a notification on the stream of the request that the client is waiting for."""
+    related = context.request_context.request_id  # type: ignore[union-attr]
+    await context.session.send_notification(
+        RawRequest(method=method, params=params),  # type: ignore[arg-type]
+        related_request_id=related,
+    )
+
+
+async def tell_session(owner: Any, method: str) -> None:
+    """Send a notification without params to a session at large, if it is still there."""
+    if MODERN:
+        await owner.notify(method, None)
+    else:
+        await owner.send_notification(RawRequest(method=method))
+
+
+# ------------------------------------------------------------------------------------------------------ the root server
+
+
+def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mapping[str, Any] | None]) -> None:
+    """Let the SDK look a tool's input schema up in memory. Without it 4.x lists all tools before each modern call, so
+    that one hung backend blocks every call; there is no public way to set it through FastMCP."""
+    if MODERN:
+        server._mcp_server.get_tool_input_schema = lookup
+
+
+def passed_on(error: Exception, kind: type[Exception]) -> Exception:
+    """A backend's error as FastMCP lets it through: with its code on 4.x, as `kind` with its text on 3.4."""
+    return error if MODERN else kind(error_data(error)["message"])
+
+
+def error_data(error: Exception) -> Json:
+    """code, message and data of the SDK's error."""
+    data: Json = error.error.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
+    return data
+
+
+
+async def serve_in_memory(
+    server: FastMCP[Any],
+    read: MemoryObjectReceiveStream[SessionMessage | Exception],
+    write: MemoryObjectSendStream[SessionMessage],
+) -> None:
+    """Run a FastMCP server of this process over a pair of streams until the reading one ends. The streams are plain
+    ones: they carry no context variables, so the server sees nothing of the request that a message came with."""
+    async with server._lifespan_manager():
+        low_level = server._mcp_server
+        await low_level.run(read, write, low_level.create_initialization_options())
+
+
+def input_required(kind: str, raw: Json) -> Any:
+    """FastMCP's result for "the backend asks for input"; only 4.x has one.
+
+    Args:
+        kind: `tool`, `resource` or `prompt`.
+    """
+    from fastmcp.prompts.base import InputRequiredPromptResult
+    from fastmcp.resources.base import InputRequiredResourceResult
+    from fastmcp.tools.base import InputRequiredToolResult
+
+    kinds = {
+        "tool": InputRequiredToolResult,
+        "resource": InputRequiredResourceResult,
+        "prompt": InputRequiredPromptResult,
+    }
+    return kinds[kind](mcp_types.InputRequiredResult.model_validate(raw))

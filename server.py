@@ -1,0 +1,27 @@
+"""The door: `mcp` for `fastmcp run server.py` and `fastmcp inspect server.py`, and the command line for everybody else."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from composition.cli import gateway_from_environment, main
+from providers.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fastmcp import FastMCP
+
+
+def _load() -> FastMCP[Any]:
+    """The root server, with its mounts; nothing is connected before somebody asks."""
+    try:
+        return gateway_from_environment().mcp
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+mcp = _load()

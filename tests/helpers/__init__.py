@@ -1,0 +1,1 @@
+"""What more than one test needs; nothing here is a test."""
