@@ -1,4 +1,4 @@
-"""The door: `mcp` for `fastmcp run server.py` and `fastmcp inspect server.py`, and the command line for everybody else."""
+"""The door: `mcp` for `fastmcp run server.py` and `fastmcp inspect server.py`; the command line for everybody else."""
 
 from __future__ import annotations
 

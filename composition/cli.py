@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     serving = commands.add_parser("serve", help="serve streamable HTTP")
     serving.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
-    serving.add_argument("--port", default=DEFAULT_PORT, type=_port, help="port (default: %(default)s; 0: any free one)")
+    serving.add_argument(
+        "--port", default=DEFAULT_PORT, type=_port, help="port (default: %(default)s; 0: any free one)"
+    )
     commands.add_parser("check", help="connect to every server and print a table")
     config = commands.add_parser("config", help="print the entry that makes an MCP host start this gateway")
     config.add_argument("host_name", metavar="HOST", choices=["claude-desktop"], help="claude-desktop")
@@ -92,7 +94,10 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS) -> Ga
 
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
     )
     is_debug = level == "debug"
     for name in ("mcp", "fastmcp", "uvicorn", "watchfiles", "client"):
@@ -184,7 +189,9 @@ def _print_entry() -> int:
     if named := os.environ.get("APOLLOS_SERVERS"):
         entry["env"] = {"APOLLOS_SERVERS": str(Path(named).expanduser().absolute())}
     sys.stdout.write(json.dumps({"mcpServers": {"apollos": entry}}, indent=2) + "\n")
-    sys.stderr.write("Put this into claude_desktop_config.json (Settings > Developer > Edit Config), then restart it.\n")
+    sys.stderr.write(
+        "Put this into claude_desktop_config.json (Settings > Developer > Edit Config), then restart it.\n"
+    )
     return _OK
 
 

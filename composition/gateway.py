@@ -18,7 +18,6 @@ from typing import Any
 
 import aiohttp
 import anyio
-from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
@@ -27,8 +26,8 @@ from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines
 from providers.caller import Caller, ClientSessions
-from providers.errors import ConfigurationError
 from providers.endpoint import http_client
+from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
 from providers.pool import McpConnectionPool, PoolLimits
@@ -37,7 +36,7 @@ from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
-from providers.wire import Deliver, OpenWire
+from providers.wire import OpenWire
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +55,8 @@ class Gateway:
 
     Args:
         max_connections: used where the configuration says nothing.
-        auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are the local
-            user, an administrator.
+        auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are
+            the local user, an administrator.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Gateway:
     def __repr__(self) -> str:
         return f"<Gateway {self.settings.name!r} {self.state} {len(self.registry.mounts)} servers>"
 
-    # ------------------------------------------------------------------------------------------------------- lifetimes
+    # --- lifetimes
 
     @asynccontextmanager
     async def _lifespan(self, server: FastMCP[Any]) -> AsyncIterator[None]:
@@ -123,7 +122,11 @@ class Gateway:
 
     async def start(self) -> None:
         """Start what the gateway owns, if it does not run yet in this event loop."""
-        if self._runner is not None and not self._runner.done() and self._runner.get_loop() is asyncio.get_running_loop():
+        if (
+            self._runner is not None
+            and not self._runner.done()
+            and self._runner.get_loop() is asyncio.get_running_loop()
+        ):
             await self._ready.wait()
             return
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
@@ -158,10 +161,10 @@ class Gateway:
         self.state = GatewayState.DRAINING
         await self.root.drain(self.settings.drain_timeout)
 
-    # ---------------------------------------------------------------------------------------------------- configuration
+    # --- configuration
 
     async def _follow_file(self) -> None:
-        """Put each good version of servers.toml into the store; a broken one is reported, and the last good one stands."""
+        """Put each good version of servers.toml into the store; a broken one is reported, the last good one stands."""
         changes = watch_configuration(self.configuration.path, since=self.configuration.fingerprint)
         try:
             async with aclosing(changes):

@@ -94,6 +94,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._draining: asyncio.Task[None] | None = None
+        self.has_started = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_started.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         asyncio.get_running_loop().call_soon_threadsafe(self._exit)
@@ -135,9 +140,8 @@ async def serve(gateway: Gateway, listener: socket.socket, on_start: Callable[[]
         await asyncio.gather(starting, return_exceptions=True)
 
 
-async def _when_started(server: uvicorn.Server, on_start: Callable[[], Awaitable[Any]]) -> None:
-    while not server.started:
-        await asyncio.sleep(0.01)
+async def _when_started(server: _Server, on_start: Callable[[], Awaitable[Any]]) -> None:
+    await server.has_started.wait()
     _settle_memory()
     await on_start()
 

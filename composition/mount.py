@@ -107,7 +107,7 @@ class Mount:
             self.target = Target(resource, self.target.generation + 1, open_wire, self._backend_changed)
             self.catalogue.changed_for_all()
 
-    # --------------------------------------------------------------------------------------------- under the namespace
+    # --- under the namespace
 
     def offer(self, listing: Listing) -> Offer:
         """A listing's components under the server's name; made once for each."""

@@ -71,7 +71,7 @@ class Registry(Provider):
     def __repr__(self) -> str:
         return f"<Registry {len(self._mounts)} mounts>"
 
-    # ------------------------------------------------------------------------------------------------- mounts, kept live
+    # --- mounts, kept live
 
     @property
     def mounts(self) -> Mapping[str, Mount]:
@@ -171,7 +171,7 @@ class Registry(Provider):
                     lambda identity, changed=changed: any(_may_read(each, identity) for each in changed),  # type: ignore[misc]
                 )
 
-    # ---------------------------------------------------------------------------------------------------------- requests
+    # --- requests
 
     async def caller(self) -> Caller | None:
         """Who makes the current request; None for one without a verified principal, who sees nothing."""

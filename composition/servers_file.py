@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
@@ -52,7 +52,7 @@ _SERVER_KEYS = [key for key in McpServerResource.model_fields if key not in _BOO
 _MEANT = {
     **{key: f"timeouts.{key}" for key in Timeouts.model_fields},
     **{key: f"tools.{key}" for key in ToolRules.model_fields},
-    **{"type": "transport_type", "environment": "env", "disabled": "is_enabled"},
+    **{"type": "transport_type", "environment": "env", "disabled": "is_enabled", "roles": "required_roles"},
 }
 """What is written straight under a server by mistake, and what was probably meant."""
 
@@ -145,8 +145,8 @@ def _configuration(path: Path, data: bytes, environ: Mapping[str, str]) -> Confi
     tables = _Tables(_parsed(path, text), path.absolute().parent, environ)
     settings = tables.settings()
     resources = tables.resources(settings.timeouts)
-    if tables.complaints:
-        raise ConfigurationError(_with_lines(path, text, tables.complaints))
+    if tables.problems:
+        raise ConfigurationError(_with_lines(path, text, tables.problems))
     return Configuration(settings, resources, path, _fingerprint(data))
 
 
@@ -184,25 +184,17 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 _SYNTAX_ADVICE = {
-    ("declare",): "A table is written once: put its keys together, or give the second its own name",
-    ("overwrite", "Duplicate"): "A key is written once in its table: remove one of the two",
-    ("Invalid value",): 'Text stands in quotes: key = "text"; true and false are written small',
-    (
-        "hex value",
-        "Unescaped",
-    ): "In double quotes a backslash begins an escape: write 'C:\\path' in single quotes",
-    ("Unclosed array",): "A list has commas between its items and ends with ']'",
-    ("Unclosed inline",): "An inline table stands on one line, has commas between its keys and ends with '}'",
-    (
-        "initial character",
-    ): "A key has letters, digits, '_' and '-'; an inline table has no comma before its '}'",
-    ("Unterminated", 'Expected "\'"', "Illegal"): "Text ends on its line, with the quote that began it",
-    (
-        "Expected '='",
-        "statement",
-        "Expected ']'",
-    ): 'A line is key = "value", or [servers.NAME], or # a comment',
+    "declare": "A table is written once: put its keys together, or give the second its own name",
+    "overwrite|Duplicate": "A key is written once in its table: remove one of the two",
+    "Invalid value": 'Text stands in quotes: key = "text"; true and false are written small',
+    "hex value|Unescaped": "In double quotes a backslash begins an escape: write 'C:\\path' in single quotes",
+    "Unclosed array": "A list has commas between its items and ends with ']'",
+    "Unclosed inline": "An inline table stands on one line, has commas between its keys and ends with '}'",
+    "initial character": "A key has letters, digits, '_' and '-'; no comma stands before a '}'",
+    "Unterminated|Illegal|Expected \"'": "Text ends on its line, with the quote that began it",
+    "Expected '='|Expected ']'|statement": 'A line is key = "value", or [servers.NAME], or # a comment',
 }
+"""What to do about a message of the parser that holds one of these words."""
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -210,44 +202,37 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ConfigurationError(
-            f"{path}: is nested too deeply. No server needs more than three levels"
+            f"{path}: is nested too deeply. No server needs more than 3 levels"
         ) from None
     except tomllib.TOMLDecodeError as error:
         what = str(error)
         at = re.search(r" \(at line (\d+), column (\d+)\)$", what)
         line = at[1] if at else text.rstrip("\n").count("\n") + 1
         what = f"{what[: at.start()]} (column {at[2]})" if at else what
-        advice = [text for parts, text in _SYNTAX_ADVICE.items() if any(part in what for part in parts)]
-        raise ConfigurationError(
-            ". ".join([f"{path}:{line}: is not valid TOML: {what}", *advice[:1]])
-        ) from None
+        advice = [advice for words, advice in _SYNTAX_ADVICE.items() if re.search(words, what)][:1]
+        sentences = [f"{path}:{line}: is not valid TOML: {what}", *advice]
+        raise ConfigurationError(". ".join(sentences)) from None
     except ValueError:  # Python reads no whole number of more than 4300 digits
         raise ConfigurationError(f"{path}: holds a number that is too long. Write a shorter one") from None
 
 
-def _with_lines(path: Path, text: str, complaints: list[_Complaint]) -> list[str]:
+def _with_lines(path: Path, text: str, problems: list[Problem]) -> list[str]:
     lines = key_lines(text)
     numbered: list[tuple[int, str]] = []
-    for place, what in complaints:
-        nearest = (place[:end] for end in range(len(place), 0, -1))
+    for key, what in problems:
+        nearest = (key[:end] for end in range(len(key), 0, -1)) if key else ()
         line = next((lines[known] for known in nearest if known in lines), 0)
-        where = f"{path}:{line}: " if line else f"{path}: " if place else ""
+        where = f"{path}:{line}: " if line else f"{path}: " if key else ""
         numbered.append((line, where + what))
     return [what for _, what in sorted(numbered, key=lambda problem: problem[0])]
 
 
-class _Complaint(NamedTuple):
-    """What is wrong, ready to print but for its line; `place` is empty if it does not stand in the file."""
-
-    place: Key
-    text: str
-
-
 class _Tables:
-    """The tables of one file on their way to values; `complaints` gathers all that is wrong with them."""
+    """The tables of one file on their way to values; `problems` gathers all that is wrong with them, each
+    with its key in the whole file and a text that is ready to print."""
 
     def __init__(self, document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> None:
-        self.complaints: list[_Complaint] = []
+        self.problems: list[Problem] = []
         self._document, self._directory, self._environ = document, directory, environ
 
     def settings(self) -> Settings:
@@ -255,7 +240,7 @@ class _Tables:
         table = self._table("gateway", 'write [gateway] and under it name = "…"')
         settings, problems = read_settings(table, self._environ)
         for problem in problems:
-            self._complain(("gateway",), problem)
+            self._add(("gateway",), problem)
         return settings
 
     def resources(self, timeouts: Timeouts) -> dict[str, McpServerResource]:
@@ -269,7 +254,7 @@ class _Tables:
         table = self._document.get(name, {})
         if isinstance(table, dict):
             return table
-        self._complain((name,), Problem((), f"must be a table: {advice}"))
+        self._add((name,), Problem((), f"must be a table: {advice}"))
         return {}
 
     def _refuse_other_tables(self) -> None:
@@ -282,23 +267,24 @@ class _Tables:
                 hint = f" Did you mean [{_dotted([*meant, *inner])}]?" if meant else ""
                 what = f"[{_dotted([key, *inner])}] is unknown.{hint} Allowed: [gateway] and [servers.NAME]"
             else:
-                what = (
-                    f"key '{_dotted([key])}' stands in no table. Write it under [gateway] or [servers.NAME]"
-                )
-            self.complaints.append(_Complaint((key,), what))
+                what = f"key '{_dotted([key])}' is in no table. Write it under [gateway] or [servers.NAME]"
+            self.problems.append(Problem((key,), what))
 
     def _resource(self, name: str, table: Any, timeouts: Timeouts) -> McpServerResource | None:
         place: Key = ("servers", name)
         if not isinstance(table, dict):
-            self._complain(("servers",), Problem((name,), _not_a_server(name, table)))
+            self._add(("servers",), Problem((name,), _not_a_server(name, table)))
             return None
         written = {key: value for key, value in table.items() if key in _SERVER_KEYS}
         for key in table:
             if key not in written:
-                self._complain(place, Problem((key,), unknown_key(key, _SERVER_KEYS, _MEANT)))
+                text = unknown_key(key, _SERVER_KEYS, _MEANT)
+                if isinstance(table[key], dict):
+                    text += f". If it belongs to the name: a name has no dot, write [servers.{name}-{key}]"
+                self._add(place, Problem((key,), text))
         resource, problems = self._checked(name, written, timeouts)
         for problem in problems:
-            self._complain(place, problem if problem.key != ("name",) else Problem((), problem.text))
+            self._add(place, problem if problem.key != ("name",) else Problem((), problem.text))
         return resource
 
     def _checked(
@@ -338,26 +324,22 @@ class _Tables:
 
     def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:
         command, path = data.get("command"), self._environ.get("PATH")
-        if (
-            is_off
-            or not isinstance(command, str)
-            or len(command.split()) < 2
-            or shutil.which(command, path=path)
-        ):
+        if is_off or not isinstance(command, str) or shutil.which(command, path=path):
             return []
-        if shutil.which(command.split()[0], path=path) is None:
+        program, *rest = command.split() or [""]
+        if not rest or not shutil.which(program, path=path):
             return []
         return [Problem(("command",), "must be the program alone. Write what follows it in args = […]")]
 
-    def _complain(self, table: Key, problem: Problem) -> None:
-        """Take note of a problem with a key of a table, or with the table itself where the key is empty."""
+    def _add(self, table: Key, problem: Problem) -> None:
+        """Take in a problem with a key of a table, or with the table itself where the key is empty."""
         if problem.key is None:
-            self.complaints.append(_Complaint((), problem.text))
+            self.problems.append(problem)
             return
         names = [part for part in problem.key if isinstance(part, str)]
         item = next((f" item {part + 1}" for part in problem.key if isinstance(part, int)), "")
         key = f" key '{_dotted(names)}'{item}" if names else ""
-        self.complaints.append(_Complaint((*table, *names), f"[{_dotted(table)}]{key} {problem.text}"))
+        self.problems.append(Problem((*table, *names), f"[{_dotted(table)}]{key} {problem.text}"))
 
 
 def _reach(written: Mapping[str, Any]) -> list[Problem]:

@@ -37,7 +37,7 @@ Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
 class Settings(BaseModel):
     """The gateway's own settings. `max_connections` of None means: 20, or 200 under `serve`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(default="Apollos MCP Gateway", min_length=1, examples=['"Team tools"'])
     store: str = Field(default="memory://", examples=['"memory://"'])
@@ -195,6 +195,7 @@ _MUST_BE = {
     "string_type": "must be a string",
     "string_unicode": "must be text in UTF-8",
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
     "tuple_type": "must be a list of strings",
     "dict_type": "must be a table of strings",
     "model_type": "must be a table",

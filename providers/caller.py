@@ -35,6 +35,8 @@ class Caller:
     session: str
     capabilities: frozenset[str] = frozenset()
     has_session: bool = True
+    is_modern: bool = False
+    """The client speaks the 2026-07-28 era: it has no session and is not sent questions."""
 
 
 class CallClock:
@@ -116,10 +118,11 @@ class ClientSessions:
 
     def caller(self, context: Context | None, identity: Identity) -> Caller:
         """The caller of the current request; a session that was not seen before is remembered until it ends."""
-        if context is None or context.request_context is None and lines.session_owner(context) is None:
+        if context is None or (context.request_context is None and lines.session_owner(context) is None):
             return Caller(identity, f"process:{identity.key}", has_session=False)
         if lines.is_modern_request(context):
-            return Caller(identity, f"user:{identity.key}", has_session=False)
+            declared = lines.declared_capabilities(context)
+            return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True)
         owner = lines.session_owner(context)
         key = self._keys.get(owner) or self._remember(owner)
         self._identities[key] = identity

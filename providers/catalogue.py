@@ -115,7 +115,7 @@ class Catalogue:
         """Load in this task group from now on."""
         self._tasks = tasks
 
-    # --------------------------------------------------------------------------------------------------------------- read
+    # --- read
 
     def peek(self, caller: Caller) -> Listing | None:
         """What is known for this caller, without asking the backend."""
@@ -128,7 +128,7 @@ class Catalogue:
         return next(known, None)
 
     async def get(self, caller: Caller, patience: float | None = None) -> Listing | None:
-        """What the backend offers this caller. What is known is given at once and renewed in the background if it is
+        """What the backend offers this caller. What is known is given at once, and renewed in the background if it is
         stale; otherwise the backend is asked, for at most `patience` seconds (None: as long as its own deadlines)."""
         scope = self._find(caller) or self._add(caller)
         self._load_if_stale(scope)
@@ -161,7 +161,7 @@ class Catalogue:
     def _rests(self) -> bool:
         return self._pool.backoff.rests_for(self._target().key) > 0
 
-    # -------------------------------------------------------------------------------------------------------------- renew
+    # --- renew
 
     def changed(self, caller: Caller, method: str) -> None:
         """A backend connection of this caller said that its lists changed, or was opened again: ask it anew. A client
@@ -243,7 +243,8 @@ async def _fetch(held: Lease, target: Target) -> Listing:
 
 async def _pages(held: Lease, method: str, key: str, target: Target) -> list[Json]:
     items: list[Json] = []
-    cursor, seen = None, set()
+    cursor: str | None = None
+    seen: set[str | None] = set()
     while cursor not in seen:
         seen.add(cursor)
         try:
@@ -251,7 +252,12 @@ async def _pages(held: Lease, method: str, key: str, target: Target) -> list[Jso
                 method, {"cursor": cursor} if cursor else {}, deadline=target.resource.timeouts.initialize
             )
         except MCPError as error:
-            logger.info("server '%s' declares '%s' but answers it with an error (%s)", target.resource.name, key, error)
+            logger.info(
+                "server '%s' declares '%s' but answers it with an error (%s)",
+                target.resource.name,
+                key,
+                error,
+            )
             break
         items += [item for item in page.get(key, []) if isinstance(item, dict)]
         cursor = page.get("nextCursor")
@@ -259,7 +265,10 @@ async def _pages(held: Lease, method: str, key: str, target: Target) -> list[Jso
             break
         if len(items) >= MAX_COMPONENTS:
             logger.warning(
-                "server '%s' offers more than %d %s; the rest is left out", target.resource.name, MAX_COMPONENTS, key
+                "server '%s' offers more than %d %s; the rest is left out",
+                target.resource.name,
+                MAX_COMPONENTS,
+                key,
             )
             break
     return items[:MAX_COMPONENTS]

@@ -34,7 +34,7 @@ def own_part(result: Json) -> Json:
     return part | {"_meta": meta} if meta else part
 
 
-# ------------------------------------------------------------------------------------------------------------- results
+# --- results
 
 
 class RawToolResult(ToolResult):
@@ -99,7 +99,7 @@ class RawPromptResult(PromptResult):
         return mcp_types.GetPromptResult.model_validate(self._raw)
 
 
-# ---------------------------------------------------------------------------------------------------------- components
+# --- components
 
 
 class OfferedTool(Tool):
@@ -145,7 +145,11 @@ class OfferedResource(Resource):
     def of(cls, form: Json, read_it: ReadResource) -> OfferedResource:
         uri = form["uri"]
         resource = cls.model_construct(
-            uri=uri, name=form.get("name") or uri, meta=form.get("_meta"), tags=set(), mime_type=form.get("mimeType")
+            uri=uri,
+            name=form.get("name") or uri,
+            meta=form.get("_meta"),
+            tags=set(),
+            mime_type=form.get("mimeType"),
         )
         resource._form, resource._read_it = form, read_it
         return resource

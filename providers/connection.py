@@ -11,8 +11,8 @@ from uuid import uuid4
 import anyio
 
 from providers.caller import Caller
-from providers.client import BackendSession
 from providers.resource import Isolation, McpServerResource
+from providers.session import BackendSession
 from providers.wire import OpenWire
 
 
@@ -43,8 +43,8 @@ class Key(NamedTuple):
 
 
 def key_for(target: Target, caller: Caller) -> Key:
-    """The key of a caller's connection. What the client can be asked is part of the scope: a backend that was told
-    that it may ask is never handed to a client that cannot answer."""
+    """The key of a caller's connection. What the client can be asked, and how, is part of the scope: a backend that was
+    told that it may ask is never handed to a client that cannot answer."""
     match target.resource.isolation:
         case Isolation.SESSION:
             whose = caller.session
@@ -54,7 +54,8 @@ def key_for(target: Target, caller: Caller) -> Key:
             whose = "shared"
         case Isolation.CALL:
             whose = f"call:{uuid4().hex}"
-    return Key(*target.key, f"{whose};{','.join(sorted(caller.capabilities))}")
+    era = "modern" if caller.is_modern else "handshake"
+    return Key(*target.key, f"{whose};{era};{','.join(sorted(caller.capabilities))}")
 
 
 class ConnectionState(StrEnum):

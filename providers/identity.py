@@ -147,9 +147,7 @@ def strip_auth_headers(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def prepare_proxy_headers(
-    own: Mapping[str, str], mcp: Mapping[str, str], identity: Identity | None
-) -> dict[str, str]:
+def prepare_proxy_headers(own: Mapping[str, str], mcp: Mapping[str, str], identity: Identity | None) -> dict[str, str]:
     """The headers of one request to an HTTP backend.
 
     Args:

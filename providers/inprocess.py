@@ -55,7 +55,8 @@ class PythonServer:
         server = getattr(module, self._attribute, None)
         if not isinstance(server, FastMCP):
             raise BackendUnavailable(
-                self._name, f"'{self._path}' has no FastMCP object named '{self._attribute}'. Correct 'python'."
+                self._name,
+                f"'{self._path}' has no FastMCP object named '{self._attribute}'. Correct 'python'.",
             )
         return server
 
@@ -68,10 +69,11 @@ class PythonServer:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # noqa: BLE001 - somebody else's file may raise anything; it becomes our error here
+        except Exception as error:  # somebody else's file may raise anything; it becomes our error here
             logger.warning("server '%s': its file could not be imported", self._name, exc_info=error)
             raise BackendUnavailable(
-                self._name, f"'{self._path}' cannot be imported ({type(error).__name__}; the log has the details)."
+                self._name,
+                f"'{self._path}' cannot be imported ({type(error).__name__}; the log has the details).",
             ) from None
         return module
 
@@ -120,7 +122,7 @@ async def _serve(
     async with read, write:
         try:
             await lines.serve_in_memory(server, read, write)  # type: ignore[arg-type]
-        except Exception as error:  # noqa: BLE001 - the end of a server's task: its fault must not end the gateway
+        except Exception as error:  # a server's task ends here: its fault must not end the gateway
             logger.warning("server '%s' stopped", wire.server, exc_info=error)
         wire.fail(BackendUnavailable(wire.server, "stopped. See its log."))
 

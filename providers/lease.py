@@ -15,12 +15,12 @@ import anyio
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from providers.caller import Caller, ClientSessions, Front, front_of
-from providers.client import BackendSession
 from providers.connection import PooledConnection, Target
 from providers.errors import BackendError, BackendTimeout, InternalError, LeaseReleased
 from providers.identity import current_identity
 from providers.lines import Json
 from providers.pool import McpConnectionPool
+from providers.session import BackendSession
 
 
 class Lease:
@@ -144,9 +144,7 @@ def current_lease() -> Lease:
 class PoolMiddleware(Middleware):
     """Innermost of a sub-server: a leased session for the length of each call."""
 
-    def __init__(
-        self, pool: McpConnectionPool, sessions: ClientSessions, target: Callable[[], Target]
-    ) -> None:
+    def __init__(self, pool: McpConnectionPool, sessions: ClientSessions, target: Callable[[], Target]) -> None:
         self._pool, self._sessions, self._target = pool, sessions, target
 
     async def _call(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:

@@ -26,7 +26,6 @@ if TYPE_CHECKING or MODERN:
     from mcp_types.jsonrpc import jsonrpc_message_adapter
     from mcp_types.version import MODERN_PROTOCOL_VERSIONS as MODERN_PROTOCOL_VERSIONS
 else:
-    from mcp import McpError as MCPError
     from mcp import types as mcp_types
 
     jsonrpc_message_adapter = TypeAdapter(mcp_types.JSONRPCMessage)
@@ -43,18 +42,18 @@ class RawRequest(BaseModel):
 
     name_param: str | None = None  # read by the 4.x session from the class; never sent
 
-    def model_dump(self, **_options: Any) -> Json:  # type: ignore[override]
+    def model_dump(self, **_options: Any) -> Json:
         return {"method": self.method} | ({"params": self.params} if self.params is not None else {})
 
 
-RawRequest.name_param = None  # type: ignore[attr-defined]
+RawRequest.name_param = None
 
 
 class RawResult(RootModel[Json]):
     """A result kept word for word."""
 
 
-# ---------------------------------------------------------------------------------------------- messages of a session
+# --- messages of a session
 
 
 def to_session_message(message: Json) -> SessionMessage:
@@ -95,17 +94,18 @@ async def send_raw(session: ClientSession, method: str, params: Json | None) -> 
     return result.root
 
 
-def era_options(memory: Any) -> Json:
+def era_options(memory: Any, *, prefers_modern: bool) -> Json:
     """Options for `fastmcp.Client` that pick the protocol era.
 
     Args:
         memory: what `era_memory` gave for an earlier session with the same server, so that its era is asked for once;
             None to negotiate.
+        prefers_modern: begin with the 2026-07-28 era. It falls back to a handshake by itself, not the other way round.
     """
     if not MODERN:
         return {}
     if memory is None:
-        return {"mode": "auto"}
+        return {"mode": "auto" if prefers_modern else "legacy"}
     mode, discovered = memory
     return {"mode": mode, "prior_discover": discovered}
 
@@ -131,7 +131,7 @@ def server_facts(client: Client[Any]) -> Json:
             "instructions": session.instructions,
         }
     else:
-        result = client.initialize_result
+        result: Any = client.initialize_result
         facts = {
             "protocolVersion": result.protocolVersion,
             "capabilities": result.capabilities,
@@ -148,7 +148,7 @@ def is_modern_version(version: str | None) -> bool:
     return version in MODERN_PROTOCOL_VERSIONS
 
 
-# ---------------------------------------------------------------------------------------- the client of a front request
+# --- the client of a front request
 
 
 def is_modern_request(context: Context) -> bool:
@@ -189,19 +189,24 @@ def declared_capabilities(context: Context) -> frozenset[str]:
     return frozenset(name for name in names if declared and getattr(declared, name) is not None)
 
 
+def _meta_of(context: Context) -> Any:
+    """A dictionary on 4.x, a model on 3.4."""
+    request = context.request_context
+    return request.meta if request is not None else None
+
+
 def progress_token(context: Context) -> str | int | None:
     """The token under which the client wants to hear of progress."""
-    request = context.request_context
-    meta = request.meta if request is not None else None
+    meta = _meta_of(context)
     if meta is None:
         return None
-    return meta.get("progressToken", meta.get("progress_token")) if MODERN else meta.progressToken
+    token: str | int | None = meta.get("progress_token") if MODERN else meta.progressToken
+    return token
 
 
 def request_meta(context: Context) -> Json:
     """The request's `_meta` as the client sent it, less what describes the client's own connection."""
-    request = context.request_context
-    meta = request.meta if request is not None else None
+    meta = _meta_of(context)
     if not meta:
         return {}
     raw = dict(meta) if MODERN else meta.model_dump(by_alias=True, mode="json", exclude_none=True)
@@ -284,7 +289,7 @@ async def tell_session(owner: Any, method: str) -> None:
         await owner.send_notification(RawRequest(method=method))
 
 
-# ------------------------------------------------------------------------------------------------------ the root server
+# --- the root server
 
 
 def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mapping[str, Any] | None]) -> None:
@@ -303,7 +308,6 @@ def error_data(error: Exception) -> Json:
     """code, message and data of the SDK's error."""
     data: Json = error.error.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
     return data
-
 
 
 async def serve_in_memory(

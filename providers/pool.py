@@ -68,7 +68,7 @@ class McpConnectionPool:
         self._live: dict[Key, PooledConnection] = {}
         self._all: set[PooledConnection] = set()
         self._waiters: list[_Waiter] = []
-        self._eras: dict[tuple[str, int], object] = {}
+        self._eras: dict[tuple[str, int, bool], object] = {}
         self._died: set[Key] = set()
         self._counts: Counter[str] = Counter()
         self._tasks: TaskGroup | None = None
@@ -113,7 +113,7 @@ class McpConnectionPool:
         """The connections that are not closed yet, of one server or of all."""
         return [connection for connection in self._all if server in (None, connection.server)]
 
-    # ------------------------------------------------------------------------------------------------ hand out, take back
+    # --- hand out, take back
 
     async def acquire(self, target: Target, caller: Caller) -> PooledConnection:
         """Reserve the caller's connection, opening it if there is none. Give it back with `release`.
@@ -173,7 +173,7 @@ class McpConnectionPool:
         connection.served += 1
         self.backoff.succeeded(connection.target.key)
 
-    # --------------------------------------------------------------------------------------------- the one place to decide
+    # --- the one place to decide
 
     def _settle(self) -> None:
         wanted = 0
@@ -224,7 +224,10 @@ class McpConnectionPool:
         for connection in sorted(idle, key=lambda connection: connection.last_used_at)[: max(0, wanted)]:
             self._counts["evicted"] += 1
             if connection.ends_with_session:
-                logger.info("server '%s': made room by ending a session whose client is still there", connection.server)
+                logger.info(
+                    "server '%s': made room by ending a session whose client is still there",
+                    connection.server,
+                )
             self._close(connection)
 
     def _close(self, connection: PooledConnection) -> None:
@@ -235,7 +238,7 @@ class McpConnectionPool:
                 del self._live[connection.key]
             connection.closing.set()
 
-    # ------------------------------------------------------------------------------------- the life of one connection
+    # --- the life of one connection
 
     async def _run(self, connection: PooledConnection) -> None:
         """Open a session, keep it until it is retired or dies, close it. The only task that touches its contexts."""
@@ -253,7 +256,7 @@ class McpConnectionPool:
                 tasks.cancel_scope.cancel()
         except BackendError as failure:
             error = failure
-        except Exception as failure:  # noqa: BLE001 - a task's end: one connection's fault must not end the pool
+        except Exception as failure:  # a task ends here: one connection's fault must not end the pool
             logger.exception("server '%s': a connection ended unexpectedly", connection.server, exc_info=failure)
             error = BackendUnavailable(connection.server, "the connection ended unexpectedly. See the gateway's log.")
         finally:
@@ -263,7 +266,8 @@ class McpConnectionPool:
     async def _opened(self, connection: PooledConnection) -> AsyncIterator[None]:
         target, resource = connection.target, connection.target.resource
         timeouts = resource.timeouts
-        first = target.key not in self._eras
+        era = (*target.key, connection.opener.is_modern)
+        first = not any(known[:2] == target.key for known in self._eras)
         async with AsyncExitStack() as stack:
             connection.session = await stack.enter_async_context(
                 open_session(
@@ -273,10 +277,11 @@ class McpConnectionPool:
                     capabilities=connection.opener.capabilities,
                     on_change=lambda method: target.on_change(connection.opener, method),
                     deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
-                    era=self._eras.get(target.key),
+                    prefers_modern=connection.opener.is_modern,
+                    era=self._eras.get(era),
                 )
             )
-            self._eras[target.key] = connection.session.era
+            self._eras[era] = connection.session.era
             if connection.key in self._died:
                 self._died.discard(connection.key)
                 target.on_change(connection.opener, "")
@@ -307,7 +312,7 @@ class McpConnectionPool:
         for waiter in [waiter for waiter in self._waiters if waiter.key == connection.key]:
             self._answer(waiter, error=type(error)(error.server, error.problem, not_sent=True))
 
-    # ------------------------------------------------------------------------------------------------ retire, check, close
+    # --- retire, check, close
 
     def evict(self, server: str, *, before_generation: int | None = None) -> None:
         """Retire a server's connections, or those of earlier generations: idle ones now, busy ones when released."""

@@ -106,8 +106,6 @@ async def start_process(resource: McpServerResource) -> Process:
 
 async def _why_not_started(resource: McpServerResource, error: OSError | ValueError) -> str:
     command = f"command '{resource.command}'"
-    if isinstance(error, ValueError):
-        return "'command', 'args', 'env' or 'cwd' holds a NUL character. Remove it."
     if resource.cwd is not None and not await anyio.Path(resource.cwd).is_dir():
         return f"the directory '{resource.cwd}' was not found. Create it or correct 'cwd'."
     match error:
@@ -115,7 +113,7 @@ async def _why_not_started(resource: McpServerResource, error: OSError | ValueEr
             return f"{command} was not found. Install it or correct 'command'."
         case PermissionError():
             return f"no permission to run {command}. Make it executable, or correct 'command' or 'cwd'."
-    return f"{command} failed ({error.strerror}). Correct 'command' or 'args'."
+    return f"{command} failed ({getattr(error, 'strerror', error)}). Correct 'command', 'args' or 'env'."
 
 
 class LineTooLong(Exception):

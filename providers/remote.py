@@ -74,7 +74,7 @@ class _StreamableHttpWire(HttpWire):
     _version: str | None = None
     """What the handshake agreed on, for messages to which the session above adds no version."""
     _is_listening = False
-    _listen_pause = _LISTEN_PAUSE
+    _listen_pause: float
 
     def _headers_for(self, message: Message, given: Mapping[str, str]) -> dict[str, str]:
         if message.get("method") == "initialize":
@@ -190,7 +190,7 @@ class _StreamableHttpWire(HttpWire):
 
     def _initialized(self) -> None:
         if not self._is_listening:
-            self._is_listening = True
+            self._is_listening, self._listen_pause = True, _LISTEN_PAUSE
             self._spawn(self._listen)
 
     async def _listen(self) -> None:

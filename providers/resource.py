@@ -80,7 +80,7 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 class Timeouts(BaseModel):
     """Deadlines in seconds. Each can be set for all servers and for one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     connect: Seconds = 5.0
     initialize: Seconds = 10.0
@@ -96,7 +96,7 @@ class Timeouts(BaseModel):
 class ToolRules(BaseModel):
     """Which of a backend's tools are offered, and under which names. Names are the backend's own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     include: tuple[str, ...] | None = Field(
         default=None, description="offer only these", examples=['["read_file"]']
@@ -126,18 +126,20 @@ class ToolRules(BaseModel):
 
     @model_validator(mode="after")
     def _lists_do_not_contradict(self) -> ToolRules:
-        both = sorted(set(self.include or ()) & set(self.exclude))
+        both = [place for place, name in enumerate(self.include or (), 1) if name in self.exclude]
         if both:
-            raise ValueError(f"has '{both[0]}' both in include and in exclude. Keep it in one of them")
+            raise ValueError(f"has item {both[0]} of include in exclude too. Keep it in one of them")
         return self
 
     @model_validator(mode="after")
     def _renames_do_not_collide(self) -> ToolRules:
-        owners = {name: name for name in self.include or () if name not in self.rename}
+        owners = {name: f"item {place} of include" for place, name in enumerate(self.include or (), 1)}
+        for old in self.rename:
+            owners.pop(old, None)
         for old, new in self.rename.items():
-            owner = owners.setdefault(new, old)
-            if owner != old:
-                raise ValueError(f"gives '{owner}' and '{old}' the same name. Give each tool its own")
+            if new in owners:
+                raise ValueError(f"gives '{old}' the name that {owners[new]} has. Give each tool its own")
+            owners[new] = f"'{old}'"
         return self
 
     def offers(self, tool: str) -> bool:
@@ -218,9 +220,10 @@ _PRESENTATION = frozenset({"description", "tools", "required_roles", "is_enabled
 
 
 class McpServerResource(BaseModel):
-    """One registered server. Frozen: a change makes a new record with a higher `version`."""
+    """One registered server. Frozen: a change makes a new record with a higher `version`. Its repr leaves out
+    what may hold a secret."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str
     is_enabled: bool = Field(default=True, examples=["true"])  # early: `url` and `python` ask for it
@@ -228,15 +231,19 @@ class McpServerResource(BaseModel):
     transport_type: TransportType = TransportType.STDIO
 
     command: Text | None = Field(default=None, min_length=1, examples=['"uvx"'])
-    args: tuple[Text, ...] = Field(default=(), examples=['["--verbose"]'])
-    env: dict[Text, Text] = Field(default_factory=dict, examples=['{ LOG_LEVEL = "info" }'])
+    args: tuple[Text, ...] = Field(default=(), repr=False, examples=['["--verbose"]'])
+    env: dict[Text, Text] = Field(default_factory=dict, repr=False, examples=['{ LOG_LEVEL = "info" }'])
     cwd: Text | None = Field(default=None, min_length=1, examples=['"data"'])
 
-    url: str | None = Field(default=None, min_length=1, examples=['"https://docs.example.com/mcp"'])
-    headers: dict[str, str] = Field(default_factory=dict, examples=['{ X-Api-Key = "${DOCS_KEY}" }'])
+    url: str | None = Field(
+        default=None, min_length=1, repr=False, examples=['"https://docs.example.com/mcp"']
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict, repr=False, examples=['{ X-Api-Key = "${DOCS_KEY}" }']
+    )
 
     python: Text | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="path/to/file.py:object, a FastMCP server in this process",
         examples=['"tools/clock.py:mcp"'],

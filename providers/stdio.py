@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.lowlevel
 import pydantic_core
-from anyio.abc import ByteReceiveStream, Process, TaskGroup
+from anyio.abc import ByteReceiveStream, Process
 
 from providers import guardian
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
@@ -65,7 +65,7 @@ async def stdio_wire(
     fault: Exception | None = None
     with guardian.watching(process.pid):
         async with anyio.create_task_group() as tasks:
-            wire.open(tasks)
+            tasks.start_soon(wire.run)
             try:
                 yield wire
             except Exception as error:  # raised below as it is: the task group would wrap it in a group
@@ -73,7 +73,6 @@ async def stdio_wire(
             finally:
                 with anyio.CancelScope(shield=True):
                     await wire.close(resource.timeouts.shutdown if shutdown is None else shutdown)
-                tasks.cancel_scope.cancel()
     if fault is not None:
         raise fault
 
@@ -102,10 +101,12 @@ class StdioWire(Wire):
         self._process = process
         self._group = ProcessGroup(process)
         self._stderr = Stderr(resource)
+        self._running = anyio.CancelScope(shield=True)
         self._deliver = deliver
         self._delivering = anyio.CancelScope()
         self._max_message_bytes = max_message_bytes
         self._has_spoken = False
+        self._stdin_ended = anyio.Event()
         self._stdout_ended = anyio.Event()
         self._write_timeout = resource.timeouts.call
         # No buffer: a sender waits until the writer takes its line, and withdraws it when cancelled before.
@@ -115,9 +116,13 @@ class StdioWire(Wire):
         state = "failed" if self.failure else "closed" if self.closed.is_set() else "open"
         return f"<StdioWire {self.server} pid={self._process.pid} {state}>"
 
-    def open(self, tasks: TaskGroup) -> None:
-        for work in (self._read_messages, self._read_stderr, self._write_messages, self._await_end):
-            tasks.start_soon(work)
+    async def run(self) -> None:
+        """The wire's work, until `close` has seen the process out. Shielded: who cancels the block wants the process
+        to end, and that takes all four."""
+        with self._running:
+            async with anyio.create_task_group() as tasks:
+                for work in (self._read_messages, self._read_stderr, self._write_messages, self._await_end):
+                    tasks.start_soon(work)
 
     async def send(self, message: Message, headers: Mapping[str, str]) -> None:
         """Hand one message to the writer; returns once it is being written.
@@ -129,7 +134,7 @@ class StdioWire(Wire):
         try:
             await self._outbox.send(_Outgoing(request_id, pydantic_core.to_json(message) + b"\n"))
         except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            problem = self.failure.problem if self.failure else "the connection is closed."
+            problem = self.failure.problem if self.failure else "its process has ended or is ending."
             raise BackendUnavailable(self.server, problem, not_sent=True) from None
 
     def fail(self, error: BackendError) -> None:
@@ -139,15 +144,21 @@ class StdioWire(Wire):
     async def close(self, shutdown: float) -> None:
         """End the process and everything that it started, within `shutdown` seconds; never raises."""
         self._stop_traffic()
-        await self._group.end(shutdown)
-        if self._process.returncode is None:
-            logger.warning("server '%s': process %d does not end, even by SIGKILL", self.server, self._process.pid)
-        else:
-            await self._process.aclose()
+        try:
+            await self._group.end(shutdown)
+            if self._process.returncode is None:
+                logger.warning("server '%s': process %d does not even end by SIGKILL", self.server, self._process.pid)
+            else:
+                await self._process.aclose()
+        finally:
+            self._running.cancel()
 
     def _stop_traffic(self) -> None:
         self.closed.set()
         self._delivering.cancel()
+        self._stop_sending()
+
+    def _stop_sending(self) -> None:
         self._outbox.close()  # the writer finishes its line, then ends the process's input
         self._inbox.close()  # who waits to send waits no longer
 
@@ -217,6 +228,7 @@ class StdioWire(Wire):
                 try:
                     with anyio.fail_after(self._write_timeout):
                         await stdin.send(line)
+                        await stdin.send(b"")  # asyncio needs one more turn to notice that nobody reads
                 except TimeoutError:
                     problem = f"has not read its input for {self._write_timeout:g} s. It was ended."
                     self._give_up(BackendTimeout(self.server, problem))
@@ -224,6 +236,7 @@ class StdioWire(Wire):
                     await self._answer_unsent(request_id)
         with suppress(*STREAM_ENDED):
             await stdin.aclose()
+        self._stdin_ended.set()
 
     async def _answer_unsent(self, request_id: Any) -> None:
         """Nobody reads that pipe any more, so nobody saw the whole line: its request may go to another process."""
@@ -238,9 +251,10 @@ class StdioWire(Wire):
     async def _await_end(self) -> None:
         returncode = await self._process.wait()
         if not self.closed.is_set():
+            self._stop_sending()  # what was not written yet cannot be, and is answered before the wire fails
             with anyio.move_on_after(_LAST_OUTPUT):
-                await self._stdout_ended.wait()
-                await self._stderr.ended.wait()
+                for ended in (self._stdin_ended, self._stdout_ended, self._stderr.ended):
+                    await ended.wait()
         self._give_up(BackendUnavailable(self.server, self._obituary(returncode)))
         await self._group.wait()
 

@@ -32,9 +32,7 @@ class McpResourceStoreBase(ABC):
         """The record, or None."""
 
     @abstractmethod
-    async def upsert(
-        self, resource: McpServerResource, *, expected_version: int | None = None
-    ) -> McpServerResource:
+    async def upsert(self, resource: McpServerResource, *, expected_version: int | None = None) -> McpServerResource:
         """Make or replace a record and return it as stored (with `version`, `created_at` and `updated_at` set).
 
         Args:
@@ -79,9 +77,7 @@ class InMemoryMcpResourceStore(McpResourceStoreBase):
     async def get(self, name: str) -> McpServerResource | None:
         return self._records.get(name)
 
-    async def upsert(
-        self, resource: McpServerResource, *, expected_version: int | None = None
-    ) -> McpServerResource:
+    async def upsert(self, resource: McpServerResource, *, expected_version: int | None = None) -> McpServerResource:
         known = self._records.get(resource.name)
         self._check(resource.name, expected_version)
         now = datetime.now(UTC)
@@ -140,9 +136,7 @@ class StoreMiddleware(Middleware):
             return True
         return not can_access(resource, identity.user_id, identity.roles)
 
-    async def _list(
-        self, context: MiddlewareContext[Any], call_next: CallNext[Any, Sequence[Any]]
-    ) -> Sequence[Any]:
+    async def _list(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Sequence[Any]]) -> Sequence[Any]:
         return [] if self._hidden() else await call_next(context)
 
     on_list_tools = on_list_resources = on_list_resource_templates = on_list_prompts = _list

@@ -1,8 +1,8 @@
-"""What holds for every test: its environment is its own, a skip in CI is a failure, and nothing is left running.
+"""What holds for every test: its environment is its own, a skip in CI is a failure, nothing is left running.
 
-In CI (`APOLLOS_CI=1`) a test that did not run proves nothing, so its skip fails with the skip's own reason. Left
-behind must be neither an asyncio task when a test ends nor a process when all have ended. Processes are recognised
-by a variable in their environment, because one whose parent has died is nobody's child any more.
+In CI (`APOLLOS_CI=1`) a test that did not run proves nothing, so its skip fails with the skip's own reason.
+When a test ends, no asyncio task is left; when all have ended, no process is. A process counts as ours when it is
+our child, and also when it carries our mark in its environment: its parent may have died before it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import inspect
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
 import pytest
 
 IN_CI = "APOLLOS_CI"
 MARK = "XDG_APOLLOS_TEST_RUN"
-"""Begins like what a backend's environment may inherit, so that it reaches backends and their children too."""
+"""Begins like what a backend may inherit, so that it reaches backends and their children too."""
 
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = 5.0
 LOOP_TURNS = 20
 
 
@@ -32,23 +32,23 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-# ---------------------------------------------------------------------------------------------- skips are failures
+# ---------------------------------------------------------------------------------- skips are failures
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    report: pytest.TestReport = yield  # type: ignore[misc,assignment]
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     if os.environ.get(IN_CI) and report.skipped and not hasattr(report, "wasxfail"):
         _fail(report)
-    return report  # type: ignore[return-value]
+    return report
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    report: pytest.CollectReport = yield  # type: ignore[misc,assignment]
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
     if os.environ.get(IN_CI) and report.skipped:
         _fail(report)
-    return report  # type: ignore[return-value]
+    return report
 
 
 def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -57,7 +57,7 @@ def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
     report.longrepr = f"not run, and in CI that is a failure: {reason}"
 
 
-# ---------------------------------------------------------------------------------------------- nothing left behind
+# --------------------------------------------------------------------------------- nothing left behind
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,10 @@ async def no_task_left_in_the_loop() -> AsyncIterator[None]:
     pytest.fail(f"tasks left running: {', '.join(sorted(task.get_name() for task in left))}")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure() -> None:
     os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
 
 
@@ -91,22 +94,26 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.stash[LEFT] = left
 
 
-LEFT = pytest.StashKey[list[str]]()
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for process in config.stash.get(LEFT, []):
         terminalreporter.write_line(f"FAILED: a process was left running: {process}", red=True)
 
 
 def processes_left() -> list[str]:
-    """The processes, other than this one, that carry our mark: who they are, for a person to read."""
-    mark = f"{MARK}={os.environ[MARK]}".encode()
+    """The living processes that came from this one: number and command line, for a person to read."""
     return [
         f"{folder.name} {_read(folder / 'cmdline').replace(bytes(1), b' ').decode(errors='replace')}"
         for folder in Path("/proc").glob("[0-9]*")
-        if int(folder.name) != os.getpid() and mark in _read(folder / "environ").split(bytes(1))
+        if int(folder.name) != os.getpid() and _came_from_here(folder)
     ]
+
+
+def _came_from_here(process: Path) -> bool:
+    state, parent, *_ = _read(process / "stat").rpartition(b")")[2].split() or (b"Z", b"0")
+    if state == b"Z":
+        return False
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    return int(parent) == os.getpid() or mark in _read(process / "environ").split(bytes(1))
 
 
 def _read(file: Path) -> bytes:

@@ -6,6 +6,7 @@ says otherwise it is a proper little MCP server of the handshake era.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,6 +21,7 @@ from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, Timeouts, TransportType
 from providers.sse import sse_wire
 from providers.wire import Message, Wire
+from tests.helpers.processes import eventually
 
 SESSION = "session-1"
 VERSION = "2025-11-25"
@@ -211,8 +213,19 @@ class Line:
             await self.wire.closed.wait()
 
 
-def remote(url: str, transport: TransportType = TransportType.STREAMABLE_HTTP, **more: Any) -> McpServerResource:
-    return McpServerResource(name="docs", transport_type=transport, url=url, **more)
+def wire_tasks() -> set[str]:
+    """The tasks that wires have now, by name."""
+    return {name for task in asyncio.all_tasks() if "HttpWire" in (name := task.get_name())}
+
+
+async def at_rest() -> None:
+    """Wait until no wire does anything in the background."""
+    await eventually(lambda: not wire_tasks())
+
+
+def remote(url: str, transport: TransportType | None = None, **more: Any) -> McpServerResource:
+    kind = transport or TransportType.STREAMABLE_HTTP
+    return McpServerResource(name="docs", transport_type=kind, url=url, **more)
 
 
 @asynccontextmanager

@@ -3,8 +3,6 @@ cancelling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import anyio
 import pytest
 from aiohttp import web
@@ -17,9 +15,11 @@ from tests.helpers.http_backend import (
     HURRY,
     SESSION,
     VERSION,
+    Answerer,
     Seen,
     always,
     answer,
+    at_rest,
     event,
     event_stream,
     http_backend,
@@ -79,7 +79,7 @@ async def test_calls_one_after_the_other_use_one_connection(as_events: bool) -> 
     async with http_backend(**{"tools/call": either}) as backend, line_to(backend) as line:
         for number in range(5):
             await line.call(number)
-            await anyio.wait_all_tasks_blocked()  # the end of the stream has been read
+            await at_rest()  # the end of the stream has been read
         assert len({seen.request.get_extra_info("peername") for seen in backend.seen}) == 1
 
 
@@ -196,16 +196,16 @@ async def test_a_notification_that_is_never_accepted_holds_up_no_call() -> None:
         await anyio.sleep_forever()
         raise AssertionError
 
-    async with http_backend(**{"notifications/progress": never}) as backend:
-        async with line_to(backend, timeouts=HURRY) as line:
-            await line.tell("notifications/progress")
-            assert "result" in await line.call(1)
+    answers = {"notifications/progress": never}
+    async with http_backend(**answers) as backend, line_to(backend, timeouts=HURRY) as line:
+        await line.tell("notifications/progress")
+        assert "result" in await line.call(1)
 
 
 # ----------------------------------------------------------------------------------- the server's own stream
 
 
-def own_stream(*streams: list[bytes]) -> Mapping[str, object]:
+def own_stream(*streams: list[bytes]) -> Answerer:
     """A GET stream that brings these pieces, a list for each time that it is opened; the last stays open."""
     waiting = list(streams)
 
@@ -216,23 +216,23 @@ def own_stream(*streams: list[bytes]) -> Mapping[str, object]:
             await anyio.sleep_forever()
         return response
 
-    return {"GET": opened}
+    return opened
 
 
 async def test_what_the_server_sends_by_itself_is_handed_up() -> None:
-    async with http_backend(**own_stream([event(notification("hello"))])) as backend:  # type: ignore[arg-type]
-        async with line_to(backend) as line:
-            await line.shake_hands()
-            assert (await line.inbox.wait_for(2))[1] == notification("hello")
-            (seen,) = backend.of("GET")
-            assert seen.headers["Accept"] == "text/event-stream"
-            assert "content-type" not in seen.header_names()
+    stream = own_stream([event(notification("hello"))])
+    async with http_backend(GET=stream) as backend, line_to(backend) as line:
+        await line.shake_hands()
+        assert (await line.inbox.wait_for(2))[1] == notification("hello")
+        (seen,) = backend.of("GET")
+        assert seen.headers["Accept"] == "text/event-stream"
+        assert "content-type" not in seen.header_names()
 
 
 async def test_its_own_stream_is_opened_again_after_the_last_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_LISTEN_PAUSE", 0.01)
-    streams = own_stream([event(notification("a"), id="7")], [b"data: {broken\n\n"], [event(notification("b"))])
-    async with http_backend(**streams) as backend, line_to(backend) as line:  # type: ignore[arg-type]
+    pieces = [event(notification("a"), id="7")], [b"data: {broken\n\n"], [event(notification("b"))]
+    async with http_backend(GET=own_stream(*pieces)) as backend, line_to(backend) as line:
         await line.shake_hands()
         assert (await line.inbox.wait_for(3))[1:] == [notification("a"), notification("b")]
         assert [seen.headers.get("Last-Event-ID") for seen in backend.of("GET")] == [None, "7", "7"]
@@ -240,17 +240,17 @@ async def test_its_own_stream_is_opened_again_after_the_last_event(monkeypatch: 
 
 async def test_an_answer_on_the_servers_own_stream_is_nobodys() -> None:
     forged = {"jsonrpc": "2.0", "id": 1, "result": {"forged": True}}
-    streams = own_stream([event(forged), event(notification("after"))])
+    stream = own_stream([event(forged), event(notification("after"))])
 
     async def never(seen: Seen) -> web.StreamResponse:
         await anyio.sleep_forever()
         raise AssertionError
 
-    async with http_backend(**streams, **{"tools/call": never}) as backend:  # type: ignore[arg-type]
-        async with line_to(backend) as line:
-            await line.ask(1)
-            await line.shake_hands()
-            assert (await line.inbox.wait_for(2))[1] == notification("after")
+    answers = {"GET": stream, "tools/call": never}
+    async with http_backend(**answers) as backend, line_to(backend) as line:
+        await line.ask(1)
+        await line.shake_hands()
+        assert (await line.inbox.wait_for(2))[1] == notification("after")
 
 
 @pytest.mark.parametrize("status", [400, 404, 405])

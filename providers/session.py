@@ -1,0 +1,218 @@
+"""`BackendSession`: an open MCP session with one backend, dictionary in, dictionary out.
+
+`client` opens it, `lease` sends requests through it. What a backend sends by itself comes in through `receive`, in the
+order of the wire, and is passed to the front of the call that it belongs to, or to nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from fastmcp import Client
+from mcp import ClientSession
+from pydantic import ValidationError
+
+from providers import lines
+from providers.caller import CallClock, Front
+from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
+from providers.identity import IDENTITY_META_KEY, build_identity_meta
+from providers.lines import Json, MCPError
+from providers.resource import McpServerResource, Timeouts
+from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, Wire
+
+logger = logging.getLogger(__name__)
+
+_QUESTIONS = {
+    "sampling/createMessage": "sampling",
+    "elicitation/create": "elicitation",
+    "roots/list": "roots",
+}
+_REFUSED = {"code": -32601, "message": "The client that made this call cannot be asked this."}
+
+
+class BackendSession:
+    """One open MCP session with a backend. `facts` is what the server said of itself."""
+
+    def __init__(self, resource: McpServerResource, on_change: Callable[[str], None]) -> None:
+        self.server = resource.name
+        self.facts: Json = {}
+        self._timeouts: Timeouts = resource.timeouts
+        self._on_change = on_change
+        self._fronts: dict[int, Front] = {}
+        self._next_token = 0
+        self._asked: dict[Any, anyio.CancelScope] = {}
+        self._session: ClientSession
+        self.start_soon: Callable[..., object]
+        self.wire: Wire
+        self.era: Any = None
+
+    def __repr__(self) -> str:
+        return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._fronts)} calls>"
+
+    def attach(self, wire: Wire, client: Client[Any]) -> None:
+        """Take over what FastMCP's client negotiated over the wire."""
+        self.wire, self._session = wire, client.session
+        self.facts, self.era = lines.server_facts(client), lines.era_memory(client)
+
+    @property
+    def is_modern(self) -> bool:
+        return lines.is_modern_version(self.facts.get("protocolVersion"))
+
+    # --- requests
+
+    async def request(self, method: str, params: Json, front: Front | None, *, deadline: float | None = None) -> Json:
+        """Send one request and wait for the answer.
+
+        Args:
+            params: as the backend is to see them; `_meta` gets our progress token and, for a process, the identity.
+            front: the client's request that waits; progress and questions go there.
+            deadline: seconds without progress (the server's `call` timeout when None); progress extends it, up to
+                `call_max`.
+
+        Raises:
+            MCPError: the backend answered with an error.
+            BackendUnavailable: the connection ended; `not_sent` says whether the request may be sent again.
+            BackendTimeout: no answer in time.
+            BackendProtocolError: the answer is not MCP.
+        """
+        clock = CallClock(deadline or self._timeouts.call, self._timeouts.call_max)
+        token = self._next_token = self._next_token + 1
+        with clock.scope:
+            if front is not None:
+                front.clock, self._fronts[token] = clock, front
+            try:
+                return await self._send(method, self._with_meta(params, token if front else None))
+            finally:
+                self._fronts.pop(token, None)
+        raise BackendTimeout(
+            self.server,
+            f"no answer to '{method}' {clock.waited}. The request was cancelled. "
+            "If it needs longer, raise timeouts.call or timeouts.call_max of this server.",
+        )
+
+    def _with_meta(self, params: Json, token: int | None) -> Json:
+        meta = dict(params.get("_meta") or {})
+        if token is not None:
+            meta["progressToken"] = token
+        if self.wire.identity_in_meta and self.wire.identity is not None:
+            meta[IDENTITY_META_KEY] = build_identity_meta(self.wire.identity)
+        else:
+            meta.pop(IDENTITY_META_KEY, None)  # only the gateway says who calls
+        return {**params, "_meta": meta} if meta else {key: params[key] for key in params if key != "_meta"}
+
+    async def _send(self, method: str, params: Json) -> Json:
+        if self.wire.closed.is_set():
+            raise self._death(not_sent=True)
+        try:
+            return await lines.send_raw(self._session, method, params or None)
+        except MCPError as error:
+            failure = self._own_failure(error)
+            if failure is None:
+                raise
+            raise failure from None
+        except ValidationError as error:
+            raise BackendProtocolError(
+                self.server,
+                f"its answer to '{method}' is not what MCP prescribes ({error.error_count()} faults).",
+            ) from None
+
+    def _own_failure(self, error: MCPError) -> BackendError | None:
+        """The failure of the wire or the session that an error stands for; None when the backend itself answered."""
+        data = lines.error_data(error)
+        if data["code"] == WIRE_ERROR_CODE:
+            detail = data.get("data")
+            problem = str(data["message"]).removeprefix(f"server '{self.server}': ")
+            return BackendUnavailable(
+                self.server, problem, not_sent=isinstance(detail, dict) and bool(detail.get(NOT_SENT))
+            )
+        return self._death(not_sent=False) if self.wire.closed.is_set() else None
+
+    def _death(self, *, not_sent: bool) -> BackendError:
+        failure = self.wire.failure
+        problem = failure.problem if failure else "the connection was closed before the answer came. Try again."
+        kind = type(failure) if failure else BackendUnavailable
+        return kind(self.server, problem, not_sent=not_sent)
+
+    async def ping(self, deadline: float) -> bool:
+        """Whether the backend is there. The 2026-07-28 era has no ping; there a living wire must do."""
+        if self.wire.closed.is_set():
+            return False
+        if self.is_modern:
+            return True
+        try:
+            await self.request("ping", {}, None, deadline=deadline)
+        except (BackendError, MCPError) as error:
+            return isinstance(error, MCPError)  # an error answer is an answer
+        return True
+
+    # --- what the backend sends by itself
+
+    async def receive(self, message: Message) -> None:
+        """Take one request or notification from the backend, in the order of the wire."""
+        method, params = str(message["method"]), message.get("params") or {}
+        if "id" in message:
+            self.start_soon(self._answer, message["id"], method, params)
+        elif method == "notifications/cancelled":
+            scope = self._asked.get(params.get("requestId"))
+            if scope is not None:
+                scope.cancel()
+        elif method == "notifications/progress":
+            await self._progress(params)
+        elif method == "notifications/message":
+            front = self._caller()
+            if front is not None:
+                await self._tell(front.tell(method, params))
+        elif method.endswith("/list_changed"):
+            self._on_change(method)
+
+    async def _progress(self, params: Json) -> None:
+        token = params.get("progressToken")
+        front = self._fronts.get(token) if isinstance(token, int) else None
+        if front is not None:
+            front.clock.touch()
+            await self._tell(front.progress(params))
+
+    async def _tell(self, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError):
+            logger.debug("server '%s': the client left before a notification reached it", self.server)
+
+    def _caller(self) -> Front | None:
+        """The front that an unaddressed message belongs to. All calls on a connection come from one client session;
+        where the client's era has no sessions they may come from several windows of one user, and then it is nobody's
+        unless there is just one."""
+        fronts = list(self._fronts.values())
+        if not fronts or (len(fronts) > 1 and not fronts[-1].caller.has_session):
+            return None
+        return fronts[-1]
+
+    async def _answer(self, request_id: Any, method: str, params: Json) -> None:
+        with anyio.CancelScope() as scope:
+            self._asked[request_id] = scope
+            try:
+                answer = await self._ask(method, params)
+            finally:
+                self._asked.pop(request_id, None)
+            with suppress(BackendError):
+                await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
+
+    async def _ask(self, method: str, params: Json) -> Json:
+        front = self._caller()
+        if front is None or _QUESTIONS.get(method) not in front.caller.capabilities:
+            return {"error": _REFUSED}
+        with front.clock.resting():
+            try:
+                return {"result": await front.ask(method, params)}
+            except MCPError as error:
+                return {"error": lines.error_data(error)}
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+                return {"error": _REFUSED}
+
+    def _era_headers(self) -> Mapping[str, str]:
+        version = self.facts.get("protocolVersion")
+        return {"mcp-protocol-version": version} if version else {}

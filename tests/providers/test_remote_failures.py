@@ -1,0 +1,466 @@
+"""Streamable HTTP, when something is wrong: whatever a server does, each request gets exactly one answer,
+soon, and it says what to do and nothing that could be a secret."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pytest
+from aiohttp import web
+from anyio.streams.tls import TLSListener
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from providers import remote
+from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message
+from tests.helpers.http_backend import (
+    HURRY,
+    SESSION,
+    Inbox,
+    Line,
+    Seen,
+    always,
+    answer,
+    event,
+    event_stream,
+    http_backend,
+    line_to,
+    notification,
+    open_line,
+)
+from tests.helpers.http_backend import remote as resource
+from tests.helpers.ports import dead_port, silent_port
+from tests.helpers.processes import http_server
+
+pytestmark = pytest.mark.core
+
+SECRET = "s3cr3t-canary"
+ENDED = "server 'docs': the connection ended before the answer came."
+
+
+async def failure(line: Line, id: int = 1) -> Message:
+    """The one answer to a call that fails."""
+    error: Message = (await line.call(id))["error"]
+    assert error["code"] == WIRE_ERROR_CODE
+    assert len([message for message in line.inbox.messages if message.get("id") == id]) == 1
+    return error
+
+
+def was_not_sent(error: Message) -> bool:
+    return bool((error.get("data") or {}).get(NOT_SENT))
+
+
+# --------------------------------------------------------------------------------------------- no connection
+
+
+@asynccontextmanager
+async def serving(
+    handle: Callable[[anyio.abc.ByteStream], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """A server that speaks anything but HTTP; its port."""
+    listener: anyio.abc.Listener[anyio.abc.ByteStream]
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
+    if tls is not None:
+        listener = TLSListener(listener, tls)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        yield port
+        tasks.cancel_scope.cancel()
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """A certificate for 127.0.0.1 that no authority has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    signed = made.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    pem, nothing = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, nothing)
+    (folder / "both.pem").write_bytes(signed.public_bytes(pem) + private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    return context
+
+
+async def test_a_refused_connection() -> None:
+    with dead_port() as port:
+        async with open_line(resource(f"http://127.0.0.1:{port}/mcp")) as line:
+            error = await failure(line)
+    assert error["message"].startswith("server 'docs': no connection (connection refused).")
+    assert was_not_sent(error)
+
+
+async def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    async with open_line(resource("http://nowhere.invalid/mcp")) as line:
+        error = await failure(line)
+    assert error["message"] == "server 'docs': its host name was not found. Correct 'url'."
+    assert was_not_sent(error)
+
+
+async def test_a_connection_that_is_not_made_in_time() -> None:
+    with silent_port() as port:  # it takes the connection, and then never says a word of TLS
+        async with open_line(resource(f"https://127.0.0.1:{port}/mcp", timeouts=HURRY)) as line:
+            error = await failure(line)
+    assert error["message"].startswith("server 'docs': no connection within 0.2 seconds.")
+    assert was_not_sent(error)
+
+
+async def test_a_server_without_tls() -> None:
+    async with http_backend() as backend:
+        async with open_line(resource(backend.url.replace("http:", "https:"))) as line:
+            error = await failure(line)
+    assert error["message"].startswith("server 'docs': the TLS handshake failed.")
+    assert was_not_sent(error)
+
+
+async def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
+    async def never(_: anyio.abc.ByteStream) -> None:
+        raise AssertionError("we went on without a certificate that we trust")
+
+    async with serving(never, self_signed(tmp_path)) as port:
+        async with open_line(resource(f"https://127.0.0.1:{port}/mcp")) as line:
+            error = await failure(line)
+    assert error["message"].startswith("server 'docs': its TLS certificate is not valid")
+    assert was_not_sent(error)
+
+
+async def test_a_server_that_is_killed_in_mid_call() -> None:
+    async with http_server("hang.py", "call-hang", "--http") as server:
+        async with open_line(resource(server.url)) as line:
+            await line.ask(1)
+            await server.kill()
+            with anyio.fail_after(1):
+                assert await line.inbox.error_for(1) == ENDED
+            assert not was_not_sent(line.inbox.messages[0]["error"])
+
+
+async def test_something_that_is_not_http() -> None:
+    async def greet(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(b"220 mail.example.com ready\r\n")
+
+    async with serving(greet) as port, open_line(resource(f"http://127.0.0.1:{port}/mcp")) as line:
+        assert (await failure(line))["message"] == "server 'docs': answered with something that is not HTTP."
+
+
+# -------------------------------------------------------------------------------------------------- statuses
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (301, "answers with a redirect (HTTP 301). Put the final address into 'url'."),
+        (307, "answers with a redirect (HTTP 307). Put the final address into 'url'."),
+        (401, "asks for credentials (HTTP 401). Set 'headers' of this server."),
+        (403, "asks for credentials (HTTP 403). Set 'headers' of this server."),
+        (404, "answered HTTP 404. Check its 'url' and 'transport_type'."),
+        (429, "answered HTTP 429. Its own log may say why."),
+        (500, "answered HTTP 500. Its own log may say why."),
+    ],
+)
+async def test_a_status_that_is_no_answer(status: int, text: str) -> None:
+    def refused(seen: Seen) -> web.Response:
+        there = str(seen.request.url.with_path("/elsewhere"))
+        headers = {"Location": there, "WWW-Authenticate": SECRET}
+        return web.Response(status=status, text=f"<html>{SECRET}</html>", content_type="text/html", headers=headers)
+
+    async with http_backend(**{"tools/call": always(refused)}) as backend, line_to(backend) as line:
+        assert await failure(line) == {"code": WIRE_ERROR_CODE, "message": f"server 'docs': {text}"}
+        assert len(backend.seen) == 1  # nothing was followed
+        assert not line.wire.closed.is_set()
+
+
+@pytest.mark.parametrize("id", [1, None])
+async def test_an_error_of_the_server_itself_is_passed_on_whatever_the_status(id: int | None) -> None:
+    error = {"code": -32022, "message": "Unsupported", "data": {"supported": ["2026-07-28"]}}
+    body = {"jsonrpc": "2.0", "id": id, "error": error}
+    refused = always(lambda _: web.json_response(body, status=400))
+    async with http_backend(**{"server/discover": refused}) as backend, line_to(backend) as line:
+        assert await line.call(1, "server/discover") == {"jsonrpc": "2.0", "id": 1, "error": error}
+
+
+@pytest.mark.parametrize(
+    "body", ['{"error": "no"}', "[]", "{", '{"id": 9, "error": {"code": 1, "message": "x"}}', '{"x":"' + "x" * 70_000]
+)
+async def test_a_refusal_whose_body_is_no_error_of_ours_is_told_by_its_status(body: str) -> None:
+    refused = always(lambda _: web.Response(status=400, text=body, content_type="application/json"))
+    async with http_backend(**{"tools/call": refused}) as backend, line_to(backend) as line:
+        assert (await failure(line))["message"].startswith("server 'docs': answered HTTP 400.")
+
+
+# -------------------------------------------------------------------------------------------- broken answers
+
+
+def body(text: str | bytes, content_type: str = "application/json", **headers: str) -> Callable[[Seen], web.Response]:
+    data = text if isinstance(text, bytes) else text.encode()
+    return lambda _: web.Response(body=data, content_type=content_type, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (body(f"<html>{SECRET}"), "answered with something that is not JSON."),
+        (body(b'{"jsonrpc":"2.0","id":1,"result":"\xff\xfe"}'), "answered with something that is not JSON."),
+        (body("[" * 100_000), "answered with something that is not JSON."),
+        (body(""), "answered with something that is not JSON."),
+        (body(f'["{SECRET}"]'), "answered with JSON that is not an MCP message."),
+        (body('{"jsonrpc":"2.0","id":2,"result":{}}'), "answered with something that is not the answer."),
+        (body('{"jsonrpc":"2.0","id":1}'), "answered with something that is not the answer."),
+        (body('{"jsonrpc":"2.0","id":1,"method":"x"}'), "answered with something that is not the answer."),
+        (body("data: {\n\n", "text/event-stream"), "answered with something that is not JSON."),
+        (
+            body('data: {"id":2,"result":{}}\n\n', "text/event-stream"),
+            "answered with something that is not the answer.",
+        ),
+        (body("", "text/event-stream"), "the connection ended before the answer came."),
+        (
+            body(f"<html>{SECRET}</html>", "text/html"),
+            "answered with neither JSON nor events. Check that 'url' is its MCP endpoint.",
+        ),
+        (
+            lambda _: web.Response(status=202),
+            "answered with neither JSON nor events. Check that 'url' is its MCP endpoint.",
+        ),
+        (body("x", **{"Content-Encoding": "gzip"}), "answers compressed, although we ask it not to."),
+    ],
+)
+async def test_an_answer_that_is_none(made: Callable[[Seen], web.Response], text: str) -> None:
+    async with http_backend(**{"tools/call": always(made)}) as backend, line_to(backend) as line:
+        assert (await failure(line))["message"] == f"server 'docs': {text}"
+        assert "result" in await line.call(2, "ping")  # the wire is as good as before
+
+
+async def test_a_connection_that_drops_in_the_middle_of_a_body() -> None:
+    async def dropped(seen: Seen) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
+        await response.prepare(seen.request)
+        await response.write(b'{"jsonrpc"')
+        assert seen.request.transport is not None
+        seen.request.transport.close()
+        return response
+
+    async with http_backend(**{"tools/call": dropped}) as backend, line_to(backend) as line:
+        error = await failure(line)
+        assert error["message"] == ENDED
+        assert not was_not_sent(error)
+
+
+# ----------------------------------------------------------------------------------------------------- sizes
+
+
+def resident_bytes() -> int:
+    fields = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in fields if line.startswith("VmRSS:")) * 1024
+
+
+@pytest.mark.parametrize("how", ["json with a length", "endless json", "endless event", "endless comment"])
+async def test_what_is_too_large_is_read_no_further_than_the_cap(how: str) -> None:
+    gone = anyio.Event()
+
+    async def huge(seen: Seen) -> web.StreamResponse:
+        kind = "application/json" if "json" in how else "text/event-stream"
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        if "length" in how:
+            response.content_length = 64 * 1024 * 1024
+        try:
+            await response.prepare(seen.request)
+            await response.write(b'{"result": "' if "json" in how else b"data: " if "event" in how else b": ")
+            while True:
+                await response.write(b"x" * 65536)
+        finally:
+            gone.set()
+
+    async with http_backend(**{"tools/call": huge}) as backend, line_to(backend) as line:
+        before = resident_bytes()
+        text = (await failure(line))["message"]
+        with anyio.fail_after(5):
+            await gone.wait()  # the connection was given up
+        assert resident_bytes() - before < 64 * 1024 * 1024
+        assert "of more than 16,777,216 bytes" in text
+
+
+async def test_a_message_just_within_the_cap_is_passed_on() -> None:
+    def large(seen: Seen) -> web.Response:
+        return web.json_response(answer(seen, {"text": "x" * (16 * 1024 * 1024 - 1000)}))
+
+    async with http_backend(**{"tools/call": always(large)}) as backend, line_to(backend) as line:
+        assert len((await line.call(1))["result"]["text"]) == 16 * 1024 * 1024 - 1000
+
+
+async def test_a_flood_of_messages_lets_others_have_their_turn() -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async def flood(seen: Seen) -> web.StreamResponse:
+        piece = event(notification("noise")) * 20_000
+        return await event_stream(seen, piece, event(answer(seen)))
+
+    async with http_backend(**{"tools/call": flood}) as backend, line_to(backend) as line:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count_turns)
+            await line.call(1)
+            tasks.cancel_scope.cancel()
+        assert len(line.inbox.messages) == 20_001
+        assert turns > 20_000 // 64
+
+
+# ---------------------------------------------------------------------------------------- streams that break
+
+
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_RESUME_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "_MIN_RESUME_PAUSE", 0.01)
+
+
+async def test_an_answer_whose_stream_ends_too_early_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried(monkeypatch)
+    again = iter([[b"id: 2\ndata:\n\n"], [event(notification("more"), id="3")]])
+
+    async def first(seen: Seen) -> web.StreamResponse:
+        backend.answers["GET"] = resumed
+        return await event_stream(seen, b"retry: 1\nid: 1\ndata:\n\n")
+
+    async def resumed(seen: Seen) -> web.StreamResponse:
+        pieces = next(again, None)
+        last = {"jsonrpc": "2.0", "id": 1, "result": {"late": True}}
+        return await event_stream(seen, *(pieces or [event(last)]))
+
+    async with http_backend(**{"tools/call": first}) as backend, line_to(backend) as line:
+        await line.call(0, "initialize")
+        assert (await line.call(1))["result"] == {"late": True}
+        assert [seen.headers["Last-Event-ID"] for seen in backend.of("GET")] == ["1", "2", "3"]
+        assert all(seen.headers["Mcp-Session-Id"] == SESSION for seen in backend.of("GET"))
+        assert line.inbox.messages[1] == notification("more")
+
+
+@pytest.mark.parametrize(("status", "tries"), [(503, 3), (405, 1)])
+async def test_an_answer_that_cannot_be_taken_up_again_is_an_error(
+    status: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried(monkeypatch)
+
+    async def broken(seen: Seen) -> web.StreamResponse:
+        return await event_stream(seen, b"id: 1\ndata:\n\n")
+
+    answers = {"tools/call": broken, "GET": always(lambda _: web.Response(status=status))}
+    async with http_backend(**answers) as backend, line_to(backend) as line:
+        assert (await failure(line))["message"] == ENDED
+        assert len(backend.of("GET")) == tries
+
+
+# --------------------------------------------------------------------------------------------- lost sessions
+
+
+def not_found(_: Seen) -> web.Response:
+    return web.Response(status=404)
+
+
+def typescript_example(_: Seen) -> web.Response:
+    error = {"code": -32000, "message": "Bad Request: No valid session ID provided"}
+    return web.json_response({"jsonrpc": "2.0", "error": error}, status=400)
+
+
+@pytest.mark.parametrize("lost", [not_found, typescript_example])
+async def test_a_session_that_the_server_lost_fails_the_wire_and_the_call_may_be_repeated(
+    lost: Callable[[Seen], web.Response],
+) -> None:
+    async with http_backend(**{"tools/call": always(lost)}) as backend:
+        async with line_to(backend) as line:
+            await line.shake_hands()
+            error = await failure(line)
+            assert error["message"] == "server 'docs': ended our session. The next call opens a new one."
+            assert was_not_sent(error)
+            await line.closed()
+            assert line.wire.failure is not None
+            assert not line.wire.failure.not_sent  # it speaks for calls of which that is not known
+        assert backend.of("DELETE") == []
+
+
+async def test_every_call_in_flight_gets_its_own_answer_when_the_session_is_lost() -> None:
+    first_is_refused = anyio.Event()
+
+    async def lost(seen: Seen) -> web.StreamResponse:
+        if seen.message["id"] > 1:
+            await first_is_refused.wait()
+        return not_found(seen)
+
+    async with http_backend(**{"tools/call": lost}) as backend, line_to(backend) as line:
+        await line.shake_hands()
+        for number in (1, 2, 3):
+            await line.ask(number)
+        await line.inbox.answer_to(1)
+        assert "session lost" in repr(line.wire)
+        first_is_refused.set()
+        errors = [(await line.inbox.answer_to(number))["error"] for number in (1, 2, 3)]
+        assert all(was_not_sent(error) for error in errors)
+        await line.closed()
+
+
+async def test_a_404_without_a_session_loses_none() -> None:
+    async with http_backend(**{"tools/call": always(not_found)}) as backend, line_to(backend) as line:
+        error = await failure(line)
+        assert not was_not_sent(error)
+        assert not line.wire.closed.is_set()
+
+
+@pytest.mark.parametrize("session_id", ["with space", "x" * 1025, "é"])
+async def test_a_session_id_that_mcp_does_not_allow(session_id: str) -> None:
+    def initialized(seen: Seen) -> web.Response:
+        return web.json_response(answer(seen), headers={"Mcp-Session-Id": session_id})
+
+    async with http_backend(initialize=always(initialized)) as backend:
+        async with line_to(backend) as line:
+            text = (await line.call(1, "initialize"))["error"]["message"]
+            assert text == "server 'docs': gave a session id that MCP does not allow."
+        assert backend.of("DELETE") == []
+
+
+# ------------------------------------------------------------------------------------------- one's own fault
+
+
+async def test_a_fault_of_ours_ends_this_wire_and_nothing_else() -> None:
+    class Broken(Inbox):
+        async def deliver(self, message: Message) -> None:
+            raise KeyError(SECRET)
+
+    async with http_backend() as backend, line_to(backend) as line:
+        line.wire._deliver = Broken().deliver  # type: ignore[attr-defined]
+        await line.ask(1)
+        await line.closed()
+        assert str(line.wire.failure) == "server 'docs': the gateway failed (KeyError). Its log has the details."
+
+
+async def test_a_stalled_reader_holds_up_its_own_wire_only() -> None:
+    stalled = anyio.Event()
+
+    async def stall(_: Message) -> None:
+        stalled.set()
+        await anyio.sleep_forever()
+
+    async with http_backend() as backend, line_to(backend) as slow, line_to(backend) as fast:
+        slow.wire._deliver = stall  # type: ignore[attr-defined]
+        await slow.ask(1)
+        await stalled.wait()
+        assert "result" in await fast.call(1)
