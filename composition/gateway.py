@@ -210,4 +210,4 @@ class Gateway:
 
     def operator_caller(self) -> Caller:
         """The operator, for what the gateway does by itself: warming up and `check`."""
-        return Caller(self.operator, f"user:{self.operator.key}", has_session=False)
+        return Caller(self.operator, f"user:{self.operator.key}", has_session=False, is_modern=lines.MODERN)

@@ -42,6 +42,7 @@ from providers.errors import ConfigurationError
 from providers.resource import McpServerResource, Timeouts, ToolRules, TransportType, reach_problem
 
 _BOOLEAN = TypeAdapter(bool)
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 CREATOR = "servers.toml"
 """Who created a resource of the file, wherever the file lies and whatever it is called."""
@@ -154,17 +155,13 @@ def _read(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise ConfigurationError(
-                f"{path}: is a directory. Name the file in it, for example {path / CREATOR}"
-            )
+            raise ConfigurationError(f"{path}: is a directory. Name the file in it, for example {path / CREATOR}")
         if not stat.S_ISREG(mode):
             raise ConfigurationError(f"{path}: is not a regular file. Copy its text into one")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigurationError(
-            f"{path}: no such file. Write one, or set APOLLOS_SERVERS to where it is"
-        ) from None
+        raise ConfigurationError(f"{path}: no such file. Write one, or set APOLLOS_SERVERS to where it is") from None
     except PermissionError:
         raise ConfigurationError(f"{path}: may not be read. Give this user the right to read it") from None
     except (OSError, ValueError) as error:
@@ -201,9 +198,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise ConfigurationError(
-            f"{path}: is nested too deeply. No server needs more than 3 levels"
-        ) from None
+        raise ConfigurationError(f"{path}: is nested too deeply. No server needs more than 3 levels") from None
     except tomllib.TOMLDecodeError as error:
         what = str(error)
         at = re.search(r" \(at line (\d+), column (\d+)\)$", what)
@@ -276,15 +271,17 @@ class _Tables:
             self._add(("servers",), Problem((name,), _not_a_server(name, table)))
             return None
         written = {key: value for key, value in table.items() if key in _SERVER_KEYS}
-        for key in table:
-            if key not in written:
-                text = unknown_key(key, _SERVER_KEYS, _MEANT)
-                if isinstance(table[key], dict):
-                    text += f". If it belongs to the name: a name has no dot, write [servers.{name}-{key}]"
-                self._add(place, Problem((key,), text))
+        unknown = [key for key in table if key not in written]
+        for key in unknown:
+            text = unknown_key(key, _SERVER_KEYS, _MEANT)
+            if isinstance(table[key], dict):
+                text += f". If it belongs to the name: a name has no dot, write [servers.{name}-{key}]"
+            self._add(place, Problem((key,), text))
+        is_misspelt = any(did_you_mean(key, ("command", "url", "python")) for key in unknown)
         resource, problems = self._checked(name, written, timeouts)
-        for problem in problems:
-            self._add(place, problem if problem.key != ("name",) else Problem((), problem.text))
+        for key, text in problems:
+            if key or not is_misspelt:  # who wrote 'comand' need not hear that 'command' is missing
+                self._add(place, Problem(key if key != ("name",) else (), text))
         return resource
 
     def _checked(
@@ -298,9 +295,7 @@ class _Tables:
             data["timeouts"] = timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
         resource, found = check(McpServerResource, data, written, problems)
-        unread = [
-            problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))
-        ]
+        unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]
         if is_off and unread:  # a number or a choice that only a variable holds: its default will do
             for key in unread:
                 data = without(data, key)
@@ -380,7 +375,5 @@ def _is_file(path: Path) -> bool:
 
 def _dotted(names: Iterable[str | int]) -> str:
     """Names as TOML writes them: quoted where they are not plain, so that none can break a line."""
-    plain = re.compile(r"[A-Za-z0-9_-]+")
-    return ".".join(
-        name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in map(str, names)
-    )
+    short = [name if len(name) <= 80 else f"{name[:80]}…" for name in map(str, names)]
+    return ".".join(name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in short)

@@ -182,6 +182,7 @@ class _Opening:
         try:
             await self._client.__aenter__()  # type: ignore[no-untyped-call]
         except (RuntimeError, MCPError, OSError, ValidationError, BackendError, ExceptionGroup) as error:
+            self._client = None  # it cleaned up after itself, and closing it would raise the same error again
             self._failure = _why_not_open(self._resource.name, self._transport.wire, error)
             self.wrong_era = era.get("mode") == "legacy" and _is_refusal(error)
 
@@ -200,8 +201,13 @@ class _Opening:
         return self._session
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()  # type: ignore[no-untyped-call]
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            await client.close()  # type: ignore[no-untyped-call]
+        except (RuntimeError, MCPError, OSError, BackendError, ExceptionGroup) as error:
+            logger.debug("server '%s': its session did not end cleanly (%r)", self._resource.name, error)
 
 
 def _too_slow(deadline: float) -> str:

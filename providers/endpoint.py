@@ -1,7 +1,7 @@
 """One address of one remote server: how a request to it is made, how much of an answer is read, and what
 failures are called.
 
-Both HTTP wires (`remote`, `sse`) come in through `http_wire`. It calls aiohttp, whose requests cost a
+Both HTTP wires (`remote`, `sse`) come in through `http_wire`. It alone calls aiohttp, whose requests cost a
 twentieth of those of the SDK's own client. Nothing that it raises or logs holds an address, a header or a
 body, because each may hold a secret; for the same reason errors are raised without their cause.
 """
@@ -25,6 +25,9 @@ from providers.identity import Identity, prepare_proxy_headers
 from providers.resource import McpServerResource
 from providers.wire import Message
 
+HttpClient = aiohttp.ClientSession
+HttpResponse = aiohttp.ClientResponse
+
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
@@ -38,7 +41,7 @@ _LARGE_BODY = 1024 * 1024
 
 
 @asynccontextmanager
-async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+async def http_client() -> AsyncIterator[HttpClient]:
     """The HTTP client that all remote wires of a gateway share.
 
     It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections
@@ -58,7 +61,7 @@ async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
 class Endpoint:
     """Where a resource's server is, and how it is spoken to. It holds no state of a conversation."""
 
-    def __init__(self, resource: McpServerResource, client: aiohttp.ClientSession, max_bytes: int) -> None:
+    def __init__(self, resource: McpServerResource, client: HttpClient, max_bytes: int) -> None:
         """
         Args:
             max_bytes: cap on one message from the server.
@@ -81,7 +84,7 @@ class Endpoint:
     @asynccontextmanager
     async def request(
         self, method: str, headers: Mapping[str, str], body: bytes | None = None, *, url: URL | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[HttpResponse]:
         """One HTTP request; the response is open for as long as the block runs.
 
         Only connecting has a deadline here. How long an answer may take is the caller's to say.
@@ -109,19 +112,19 @@ class Endpoint:
         finally:
             response.release()
 
-    async def _finish(self, response: aiohttp.ClientResponse) -> None:
+    async def _finish(self, response: HttpResponse) -> None:
         with anyio.move_on_after(_FINISH_SECONDS):
             while not response.content.at_eof() and await self.next_chunk(response):
                 pass
 
-    async def next_chunk(self, response: aiohttp.ClientResponse) -> bytes:
+    async def next_chunk(self, response: HttpResponse) -> bytes:
         """What came of a stream; empty where it ended. A dropped connection is an end like any other."""
         try:
             return await response.content.readany()
         except (aiohttp.ClientError, OSError):
             return b""
 
-    async def read(self, response: aiohttp.ClientResponse, cap: int | None = None) -> bytearray:
+    async def read(self, response: HttpResponse, cap: int | None = None) -> bytearray:
         """A whole body, of at most `cap` bytes (by default those of one message).
 
         Raises:
@@ -138,7 +141,7 @@ class Endpoint:
                 return body
         raise BackendProtocolError(self.server, f"sent a message of more than {cap:,} bytes.")
 
-    def media_type(self, response: aiohttp.ClientResponse) -> str:
+    def media_type(self, response: HttpResponse) -> str:
         """The media type of a response that is to be read.
 
         Raises:
@@ -198,7 +201,7 @@ class Endpoint:
         return BackendUnavailable(self.server, problem, not_sent=True)
 
 
-def is_success(response: aiohttp.ClientResponse) -> bool:
+def is_success(response: HttpResponse) -> bool:
     return 200 <= response.status < 300
 
 

@@ -1,9 +1,11 @@
-"""The guardian: a tiny process that ends the backends when the gateway can no longer do it, even after SIGKILL.
+"""The guardian: a tiny process that ends the backends when the gateway can no longer do it, even after
+SIGKILL.
 
-`stdio` comes in, by `watching`; nothing of ours is called. The file has two halves. The gateway's half starts the
-guardian with the first process to watch and dismisses it with the last. The guardian's half is this same file run as a
-script: it reads "+pgid start" and "-pgid" lines from a pipe whose only write end is in the gateway. When that end
-closes, however the gateway died, it ends every process group that is still listed, and then itself.
+`stdio` comes in, by `watching`; nothing of ours is called. The file has two halves. The gateway's half starts
+the guardian with the first process to watch and dismisses it with the last. The guardian's half is this same
+file run as a
+script: it reads "+pgid start" and "-pgid" lines from a pipe whose only write end is in the gateway. When that
+end closes, however the gateway died, it ends every process group that is still listed, and then itself.
 
 What it cannot see: a process that moved to a group of its own (a daemon), and one that was forked in the last
 milliseconds before the gateway died. On Windows there is no guardian.
@@ -74,7 +76,8 @@ class _Guardian:
                 self._dismiss()
 
     def disown(self) -> None:
-        """In a forked child: close the copy of the pipe, or the guardian would not notice the gateway's end."""
+        """In a forked child: close the copy of the pipe, or the guardian would not notice the gateway's
+        end."""
         process, self._process = self._process, None
         self._lock, self._watched = threading.Lock(), {}
         if process is not None and process.stdin is not None:
@@ -128,7 +131,8 @@ def _write(guardian: subprocess.Popen[bytes], line: str) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in the kernel's ticks; empty where the system does not tell, or nobody has the number."""
+    """When a process started, in the kernel's ticks; empty where the system does not tell, or nobody has the
+    number."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123  # pathlib doubles the guardian's start-up time
             return stat.read().rpartition(b")")[2].split()[19].decode()
@@ -151,8 +155,8 @@ def _stand_guard() -> None:
 
 
 def _is_recycled(pgid: int, start: str) -> bool:
-    """Whether the number belongs to a process younger than the one that was watched. Where the leader is gone but
-    its group is not, the kernel gives the number to nobody else."""
+    """Whether the number belongs to a process younger than the one that was watched. Where the leader is gone
+    but its group is not, the kernel gives the number to nobody else."""
     now = _start_time(pgid)
     return bool(start and now and start != now)
 

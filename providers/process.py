@@ -1,6 +1,7 @@
 """A local process: started with a small environment, heard on stderr, ended with everything that it started.
 
-`stdio` comes in; called is the operating system alone. Whatever moves JSON-RPC over the process is not in this room.
+`stdio` comes in; called is the operating system alone. Whatever moves JSON-RPC over the process is not in
+this room.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -29,9 +29,7 @@ _WINDOWS_PLACES = ("APPDATA", "LOCALAPPDATA", "PROGRAMDATA", "PROGRAMFILES", "HO
 _WINDOWS_SYSTEM = ("COMSPEC", "PATHEXT", "PROCESSOR_ARCHITECTURE", "SYSTEMDRIVE", "SYSTEMROOT", "WINDIR")
 _WINDOWS_USER = ("USERNAME", "USERPROFILE")
 
-INHERITED = frozenset(
-    (*_USER, *_PROXIES, *_CERTIFICATES, *_WINDOWS_PLACES, *_WINDOWS_SYSTEM, *_WINDOWS_USER)
-)
+INHERITED = frozenset((*_USER, *_PROXIES, *_CERTIFICATES, *_WINDOWS_PLACES, *_WINDOWS_SYSTEM, *_WINDOWS_USER))
 INHERITED_PREFIXES = ("LC_", "XDG_", "UV_", "NPM_CONFIG_", "PIP_")
 KEPT_BACK_PREFIXES = ("UV_PUBLISH_", "UV_PROJECT_ENVIRONMENT")
 """Names compare in upper case: some programs know `https_proxy` and `npm_config_cache` only in lower case."""
@@ -42,13 +40,14 @@ STREAM_ENDED = (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResour
 SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way only, and it is a hard one
 
 _ENDING = ((0, 0.5), (signal.SIGTERM, 0.25), (SIGKILL, 0.25))
-"""What is sent to a process that is to end, and the share of the shutdown deadline that it then has. First nothing:
-its input has ended, and that is how MCP says goodbye."""
+"""What is sent to a process that is to end, and the share of the shutdown deadline that it then has. First
+nothing: its input has ended, and that is how MCP says goodbye."""
 
 _POLL = 0.02
 
 _STDERR_BYTES = 4 * 1024
-"""The longest line of stderr that is kept, and what is read at once: a flood shares the event loop with others."""
+"""The longest line of stderr that is kept, and what is read at once: a flood shares the event loop with
+others."""
 
 _LAST_LINES = 20
 _LAST_WORDS = 300
@@ -62,16 +61,14 @@ _TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 logger = logging.getLogger(__name__)
 
 
-def child_environment(
-    resource: McpServerResource, environ: Mapping[str, str] = os.environ
-) -> dict[str, str]:
+def child_environment(resource: McpServerResource, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a resource's process: its own `env` over a small part of the gateway's.
 
-    Inherited is what says who and where the user is (`PATH`, `HOME`, `LANG`, `LC_*` …), what package runners need to
-    find their caches and indexes (`XDG_*`, `UV_*`, `NPM_CONFIG_*`, `PIP_*`), and proxies and certificates. Nothing
-    else is, so that no server sees the gateway's own settings (`APOLLOS_*`) or a secret that was meant for another. Of
-    uv's variables two kinds stay back: those for publishing, and the one that would have a backend's `uv run` rebuild
-    the environment that the gateway itself runs in.
+    Inherited is what says who and where the user is (`PATH`, `HOME`, `LANG`, `LC_*` …), what package runners
+    need to find their caches and indexes (`XDG_*`, `UV_*`, `NPM_CONFIG_*`, `PIP_*`), and proxies and
+    certificates. Nothing else is, so that no server sees the gateway's own settings (`APOLLOS_*`) or a secret
+    that was meant for another. Of uv's variables two kinds stay back: those for publishing, and the one that
+    would have a backend's `uv run` rebuild the environment that the gateway itself runs in.
     """
     inherited = {
         name: value
@@ -116,12 +113,21 @@ async def _why_not_started(resource: McpServerResource, error: OSError | ValueEr
     return f"{command} failed ({getattr(error, 'strerror', error)}). Correct 'command', 'args' or 'env'."
 
 
+async def receive(stream: ByteReceiveStream, max_bytes: int) -> bytes:
+    """What a pipe has next; nothing once it has ended."""
+    try:
+        return await stream.receive(max_bytes)
+    except STREAM_ENDED:
+        return b""
+
+
 class LineTooLong(Exception):
     """Raised when a line grows beyond the limit of a splitter that does not cut."""
 
 
 class LineSplitter:
-    """Splits chunks of bytes into lines, looking at each byte once and keeping no more than one line of `limit` bytes.
+    """Splits chunks of bytes into lines, looking at each byte once and keeping no more than one line of
+    `limit` bytes.
 
     Args:
         cut: drop what goes beyond the limit, instead of raising `LineTooLong`.
@@ -152,8 +158,8 @@ class LineSplitter:
 
 
 class Stderr:
-    """What a process says to its operator: logged line by line under `apollos.server.<name>`, and the last lines kept
-    for the error that tells of its end. Values from `env` are replaced by their names in both."""
+    """What a process says to its operator: logged line by line under `apollos.server.<name>`, and the last
+    lines kept for the error that tells of its end. Values from `env` are replaced by their names in both."""
 
     def __init__(self, resource: McpServerResource) -> None:
         self.ended = anyio.Event()
@@ -165,11 +171,10 @@ class Stderr:
     async def follow(self, stream: ByteReceiveStream) -> None:
         """Until the stream ends."""
         lines = LineSplitter(_STDERR_BYTES, cut=True)
-        with suppress(*STREAM_ENDED):
-            while True:
-                for line in lines.feed(await stream.receive(_STDERR_BYTES)):
-                    self._note(line)
-                await anyio.lowlevel.checkpoint()
+        while chunk := await receive(stream, _STDERR_BYTES):
+            for line in lines.feed(chunk):
+                self._note(line)
+            await anyio.lowlevel.checkpoint()
         self._note(lines.take())
         self.ended.set()
 
@@ -195,8 +200,7 @@ def _escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
@@ -209,8 +213,8 @@ class ProcessGroup:
         self._leader = leader
 
     def signal(self, signum: int) -> bool:
-        """Signal all of it; 0 only asks. False once nobody is left: from then on the number may be a stranger's, and
-        is not signalled again."""
+        """Signal all of it; 0 only asks. False once nobody is left: from then on the number may be a
+        stranger's, and is not signalled again."""
         if self.gone.is_set():
             return False
         if sys.platform == "win32":
@@ -219,8 +223,10 @@ class ProcessGroup:
             return self._leader.returncode is None
         try:
             os.killpg(self._leader.pid, signum)
-        except (ProcessLookupError, PermissionError):
+        except ProcessLookupError:
             self.gone.set()
+        except PermissionError:  # all of it runs as somebody else (sudo); it is there all the same
+            pass
         return not self.gone.is_set()
 
     async def wait(self) -> None:

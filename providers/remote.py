@@ -14,10 +14,9 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import aiohttp
 import anyio
 
-from providers.endpoint import EVENTS, JSON, Endpoint, is_success
+from providers.endpoint import EVENTS, JSON, Endpoint, HttpClient, HttpResponse, is_success
 from providers.errors import BackendError, BackendProtocolError, BackendUnavailable
 from providers.event_stream import EventStream
 from providers.http_wire import Call, HttpWire, background_tasks
@@ -44,7 +43,7 @@ _LISTEN_PAUSE, _MAX_LISTEN_PAUSE = 1.0, 30.0
 async def streamable_http_wire(
     resource: McpServerResource,
     deliver: Deliver,
-    client: aiohttp.ClientSession,
+    client: HttpClient,
     *,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> AsyncIterator[Wire]:
@@ -111,7 +110,7 @@ class _StreamableHttpWire(HttpWire):
         await self._resume(call, stream)
         return None
 
-    async def _refused(self, call: Call, response: aiohttp.ClientResponse) -> None:
+    async def _refused(self, call: Call, response: HttpResponse) -> None:
         """A status other than 2xx. A JSON-RPC error that comes with it is the answer; else the status tells
         all."""
         error = None
@@ -123,7 +122,7 @@ class _StreamableHttpWire(HttpWire):
             raise self._refusal(response.status, call.headers)
         await self._conclude(call, error)
 
-    async def _error_in(self, response: aiohttp.ClientResponse) -> Message | None:
+    async def _error_in(self, response: HttpResponse) -> Message | None:
         try:
             if self._endpoint.media_type(response) != JSON:
                 return None
@@ -149,7 +148,7 @@ class _StreamableHttpWire(HttpWire):
         if isinstance(version, str) and _VERSION.fullmatch(version):
             self._version = version
 
-    async def _follow(self, call: Call, response: aiohttp.ClientResponse, stream: EventStream) -> bool:
+    async def _follow(self, call: Call, response: HttpResponse, stream: EventStream) -> bool:
         """Hand up what a stream of events brings: True once that was the answer, False if it ended before."""
         while chunk := await self._endpoint.next_chunk(response):
             for event in stream.feed(chunk):
@@ -247,7 +246,7 @@ def _is_answer(message: Message, call: Call) -> bool:
     return "result" in message and message.get("id") == call.id
 
 
-def _is_unknown_session(response: aiohttp.ClientResponse, error: Message) -> bool:
+def _is_unknown_session(response: HttpResponse, error: Message) -> bool:
     """Servers modelled on the examples of the TypeScript SDK say it so, where MCP wants a 404."""
     code, text = error["error"].get("code"), str(error["error"].get("message")).lower()
     return response.status == 400 and code == -32000 and ("session" in text or "not initialized" in text)

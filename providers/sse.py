@@ -10,12 +10,11 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import aiohttp
 import anyio
 from anyio.abc import TaskStatus
 from yarl import URL
 
-from providers.endpoint import EVENTS, JSON, Endpoint, is_success
+from providers.endpoint import EVENTS, JSON, Endpoint, HttpClient, is_success
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.event_stream import Event
 from providers.http_wire import Call, HttpWire, background_tasks
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 async def sse_wire(
     resource: McpServerResource,
     deliver: Deliver,
-    client: aiohttp.ClientSession,
+    client: HttpClient,
     *,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> AsyncIterator[Wire]:

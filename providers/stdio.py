@@ -1,9 +1,9 @@
 """The wire to a local process: JSON-RPC messages as lines over its stdin and stdout.
 
-`client` comes in, by `stdio_wire`; called are `process`, which starts and ends it, and `guardian`, which ends it when
-the gateway no longer can. The room is built against what processes do wrong: they flood, never end a line, write
-anything to stdout, do not read, do not die, and leave children behind. None of that may cost another server's callers
-anything.
+`client` comes in, by `stdio_wire`; called are `process`, which starts and ends it, and `guardian`, which ends
+it when the gateway no longer can. The room is built against what processes do wrong: they flood, never end a
+line, write anything to stdout, do not read, do not die, and leave children behind. None of that may cost
+another server's callers anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from anyio.abc import ByteReceiveStream, Process
 
 from providers import guardian
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
-from providers.process import SIGKILL, STREAM_ENDED, LineSplitter, LineTooLong, ProcessGroup, Stderr, start_process
+from providers.process import (
+    SIGKILL,
+    STREAM_ENDED,
+    LineSplitter,
+    LineTooLong,
+    ProcessGroup,
+    Stderr,
+    receive,
+    start_process,
+)
 from providers.resource import McpServerResource
 from providers.wire import MAX_MESSAGE_BYTES, Deliver, Message, Wire, error_answer
 
@@ -31,7 +40,10 @@ _LINES_PER_TURN = 64
 """After so many lines of one chunk the others get a turn."""
 
 _LAST_OUTPUT = 0.5
-"""Seconds that the last output of an ended process is waited for: a child of its may hold the pipe for ever."""
+"""Seconds that the last output of an ended process is waited for: a child of it may hold the pipe for ever."""
+
+_SESSION_GONE = (anyio.ClosedResourceError, anyio.BrokenResourceError)
+"""What `deliver` raises when the session above no longer listens."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +58,10 @@ async def stdio_wire(
 ) -> AsyncIterator[Wire]:
     """Start a resource's command and keep it for the length of the block.
 
-    No shell is involved. The environment is `process.child_environment`: a small part of the gateway's, and the
-    resource's own. What the process writes to stderr goes to the logger `apollos.server.<name>`. Leaving the block
-    ends the process and everything that it started: its input is closed, then come SIGTERM and SIGKILL.
+    No shell is involved. The environment is `process.child_environment`: a small part of the gateway's, and
+    the resource's own. What the process writes to stderr goes to the logger `apollos.server.<name>`. Leaving
+    the block ends the process and everything that it started: its input is closed, then come SIGTERM and
+    SIGKILL.
 
     Args:
         resource: a resource with a `command`.
@@ -68,7 +81,7 @@ async def stdio_wire(
             tasks.start_soon(wire.run)
             try:
                 yield wire
-            except Exception as error:  # raised below as it is: the task group would wrap it in a group
+            except Exception as error:  # noqa: BLE001  # raised below as it is; the task group would wrap it
                 fault = error
             finally:
                 with anyio.CancelScope(shield=True):
@@ -86,15 +99,13 @@ class _Outgoing(NamedTuple):
 class StdioWire(Wire):
     """An open line to one process.
 
-    Four tasks: one reads messages, one reads stderr, one writes, one waits for the end. Only the writer touches stdin:
-    lines never interleave, and a caller who is cancelled never leaves half a line behind.
+    Four tasks: one reads messages, one reads stderr, one writes, one waits for the end. Only the writer
+    touches stdin: lines never interleave, and a caller who is cancelled never leaves half a line behind.
     """
 
     identity_in_meta = True
 
-    def __init__(
-        self, resource: McpServerResource, process: Process, deliver: Deliver, max_message_bytes: int
-    ) -> None:
+    def __init__(self, resource: McpServerResource, process: Process, deliver: Deliver, max_message_bytes: int) -> None:
         super().__init__(resource.name)
         self.dropped_lines = 0
         """Lines of stdout that were no JSON object."""
@@ -117,8 +128,8 @@ class StdioWire(Wire):
         return f"<StdioWire {self.server} pid={self._process.pid} {state}>"
 
     async def run(self) -> None:
-        """The wire's work, until `close` has seen the process out. Shielded: who cancels the block wants the process
-        to end, and that takes all four."""
+        """The wire's work, until `close` has seen the process out. Shielded: who cancels the block wants the
+        process to end, and that takes all four."""
         with self._running:
             async with anyio.create_task_group() as tasks:
                 for work in (self._read_messages, self._read_stderr, self._write_messages, self._await_end):
@@ -147,7 +158,7 @@ class StdioWire(Wire):
         try:
             await self._group.end(shutdown)
             if self._process.returncode is None:
-                logger.warning("server '%s': process %d does not even end by SIGKILL", self.server, self._process.pid)
+                logger.warning("server '%s': process %d could not be ended", self.server, self._process.pid)
             else:
                 await self._process.aclose()
         finally:
@@ -171,13 +182,13 @@ class StdioWire(Wire):
     # ------------------------------------------------------------------------------------------------ what it writes
 
     async def _read_messages(self) -> None:
-        assert self._process.stdout is not None
+        stdout = self._process.stdout
+        assert stdout is not None
         try:
-            with self._delivering, suppress(*STREAM_ENDED):
-                await self._deliver_lines(self._process.stdout)
-            with suppress(*STREAM_ENDED):
-                while True:  # a process that is to end, and has more to say, must not be held up by a full pipe
-                    await self._process.stdout.receive(_CHUNK_BYTES)
+            with self._delivering, suppress(*_SESSION_GONE):
+                await self._deliver_lines(stdout)
+            while await receive(stdout, _CHUNK_BYTES):
+                pass  # a process that is to end, and has more to say, must not be held up by a full pipe
         except LineTooLong:
             cap = f"{self._max_message_bytes / 2**20:g} MiB"
             problem = f"sent a line of more than {cap}, the most that one message may have. It was ended."
@@ -193,8 +204,7 @@ class StdioWire(Wire):
 
     async def _deliver_lines(self, stdout: ByteReceiveStream) -> None:
         lines = LineSplitter(self._max_message_bytes)
-        while True:
-            chunk = await stdout.receive(_CHUNK_BYTES)
+        while chunk := await receive(stdout, _CHUNK_BYTES):
             for number, line in enumerate(lines.feed(chunk), start=1):
                 message = _parse(line)
                 if message is not None:
@@ -227,8 +237,8 @@ class StdioWire(Wire):
             async for request_id, line in self._inbox:
                 try:
                     with anyio.fail_after(self._write_timeout):
+                        await stdin.send(b"")  # asyncio sometimes needs a turn to notice that nobody reads
                         await stdin.send(line)
-                        await stdin.send(b"")  # asyncio needs one more turn to notice that nobody reads
                 except TimeoutError:
                     problem = f"has not read its input for {self._write_timeout:g} s. It was ended."
                     self._give_up(BackendTimeout(self.server, problem))
@@ -239,11 +249,11 @@ class StdioWire(Wire):
         self._stdin_ended.set()
 
     async def _answer_unsent(self, request_id: Any) -> None:
-        """Nobody reads that pipe any more, so nobody saw the whole line: its request may go to another process."""
+        """Nobody reads that pipe any more, and nobody saw the whole line: its request may go to another process."""
         if request_id is None or self.closed.is_set():
             return
         error = BackendUnavailable(self.server, "the process ended before it read the request.", not_sent=True)
-        with suppress(*STREAM_ENDED):
+        with suppress(*_SESSION_GONE):
             await self._deliver(error_answer(request_id, error))
 
     # -------------------------------------------------------------------------------------------------- how it ends
@@ -262,7 +272,7 @@ class StdioWire(Wire):
         how = f"exit code {returncode}" if returncode >= 0 else f"killed by signal {-returncode}"
         when = "" if self._has_spoken else " before answering"
         words = self._stderr.last_words()
-        said = f"its last words: {words}" if words else "it said nothing on stderr. Run its command by hand."
+        said = f"its last words: {words}" if words else "it said nothing on stderr. Run its command by hand to see why."
         return f"the process ended{when} ({how}); {said}"
 
 
@@ -276,8 +286,8 @@ def _parse(line: bytes) -> Message | None:
 
 
 def _parse_damaged(line: bytes) -> Any:
-    """Once more, for text that was cut within a character: invalid UTF-8, or half of a surrogate pair. The rest is
-    worth having, because somebody waits for it."""
+    """Once more, for text that was cut within a character: invalid UTF-8, or half of a surrogate pair. The
+    rest is worth having, because somebody waits for it."""
     try:
         value = json.loads(line.decode(errors="replace"))
         return pydantic_core.from_json(json.dumps(value, ensure_ascii=False).encode(errors="replace"))

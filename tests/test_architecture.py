@@ -13,8 +13,6 @@ import pytest
 
 from tests.helpers import shape
 
-pytestmark = pytest.mark.core
-
 ROOT = Path(__file__).parent.parent
 
 FLOORS = (

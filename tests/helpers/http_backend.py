@@ -20,11 +20,12 @@ from providers.endpoint import http_client
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, Timeouts, TransportType
 from providers.sse import sse_wire
-from providers.wire import Message, Wire
+from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, Wire
 from tests.helpers.processes import eventually
 
 SESSION = "session-1"
 VERSION = "2025-11-25"
+ENDED = "server 'docs': the connection ended before the answer came."
 PATIENCE = 20.0
 """Seconds until a test that waits for something gives up."""
 
@@ -201,6 +202,13 @@ class Line:
     ) -> None:
         await self.wire.send({"jsonrpc": "2.0", "id": id, "method": method, "params": {}}, headers or {})
 
+    async def failure(self, id: Any = 1) -> Message:
+        """The error that a call ends with: one that the wire made, and the only answer there is."""
+        error: Message = (await self.call(id))["error"]
+        assert error["code"] == WIRE_ERROR_CODE
+        assert len([message for message in self.inbox.messages if message.get("id") == id]) == 1
+        return error
+
     async def tell(self, method: str, **params: Any) -> None:
         await self.wire.send({"jsonrpc": "2.0", "method": method, "params": params}, {})
 
@@ -211,6 +219,11 @@ class Line:
     async def closed(self) -> None:
         with anyio.fail_after(PATIENCE):
             await self.wire.closed.wait()
+
+
+def was_not_sent(error: Message) -> bool:
+    """Whether an error says that the server never received the request."""
+    return bool((error.get("data") or {}).get(NOT_SENT))
 
 
 def wire_tasks() -> set[str]:

@@ -3,30 +3,19 @@ soon, and it says what to do and nothing that could be a secret."""
 
 from __future__ import annotations
 
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import anyio.abc
 import pytest
 from aiohttp import web
-from anyio.streams.tls import TLSListener
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from providers import remote
-from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message
+from providers.wire import WIRE_ERROR_CODE, Message
 from tests.helpers.http_backend import (
-    HURRY,
     SESSION,
     Inbox,
-    Line,
     Seen,
     always,
     answer,
@@ -35,129 +24,11 @@ from tests.helpers.http_backend import (
     http_backend,
     line_to,
     notification,
-    open_line,
 )
-from tests.helpers.http_backend import remote as resource
-from tests.helpers.ports import dead_port, silent_port
-from tests.helpers.processes import http_server
 
 pytestmark = pytest.mark.core
 
 SECRET = "s3cr3t-canary"
-ENDED = "server 'docs': the connection ended before the answer came."
-
-
-async def failure(line: Line, id: int = 1) -> Message:
-    """The one answer to a call that fails."""
-    error: Message = (await line.call(id))["error"]
-    assert error["code"] == WIRE_ERROR_CODE
-    assert len([message for message in line.inbox.messages if message.get("id") == id]) == 1
-    return error
-
-
-def was_not_sent(error: Message) -> bool:
-    return bool((error.get("data") or {}).get(NOT_SENT))
-
-
-# --------------------------------------------------------------------------------------------- no connection
-
-
-@asynccontextmanager
-async def serving(
-    handle: Callable[[anyio.abc.ByteStream], Awaitable[None]], tls: ssl.SSLContext | None = None
-) -> AsyncIterator[int]:
-    """A server that speaks anything but HTTP; its port."""
-    listener: anyio.abc.Listener[anyio.abc.ByteStream]
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
-    if tls is not None:
-        listener = TLSListener(listener, tls)
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, handle)
-        yield port
-        tasks.cancel_scope.cancel()
-
-
-def self_signed(folder: Path) -> ssl.SSLContext:
-    """A certificate for 127.0.0.1 that no authority has signed."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    now = datetime.now(UTC)
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
-    signed = made.add_extension(address, critical=False).sign(key, hashes.SHA256())
-    pem, nothing = serialization.Encoding.PEM, serialization.NoEncryption()
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, nothing)
-    (folder / "both.pem").write_bytes(signed.public_bytes(pem) + private)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "both.pem")
-    return context
-
-
-async def test_a_refused_connection() -> None:
-    with dead_port() as port:
-        async with open_line(resource(f"http://127.0.0.1:{port}/mcp")) as line:
-            error = await failure(line)
-    assert error["message"].startswith("server 'docs': no connection (connection refused).")
-    assert was_not_sent(error)
-
-
-async def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    async with open_line(resource("http://nowhere.invalid/mcp")) as line:
-        error = await failure(line)
-    assert error["message"] == "server 'docs': its host name was not found. Correct 'url'."
-    assert was_not_sent(error)
-
-
-async def test_a_connection_that_is_not_made_in_time() -> None:
-    with silent_port() as port:  # it takes the connection, and then never says a word of TLS
-        async with open_line(resource(f"https://127.0.0.1:{port}/mcp", timeouts=HURRY)) as line:
-            error = await failure(line)
-    assert error["message"].startswith("server 'docs': no connection within 0.2 seconds.")
-    assert was_not_sent(error)
-
-
-async def test_a_server_without_tls() -> None:
-    async with http_backend() as backend:
-        async with open_line(resource(backend.url.replace("http:", "https:"))) as line:
-            error = await failure(line)
-    assert error["message"].startswith("server 'docs': the TLS handshake failed.")
-    assert was_not_sent(error)
-
-
-async def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
-    async def never(_: anyio.abc.ByteStream) -> None:
-        raise AssertionError("we went on without a certificate that we trust")
-
-    async with serving(never, self_signed(tmp_path)) as port:
-        async with open_line(resource(f"https://127.0.0.1:{port}/mcp")) as line:
-            error = await failure(line)
-    assert error["message"].startswith("server 'docs': its TLS certificate is not valid")
-    assert was_not_sent(error)
-
-
-async def test_a_server_that_is_killed_in_mid_call() -> None:
-    async with http_server("hang.py", "call-hang", "--http") as server:
-        async with open_line(resource(server.url)) as line:
-            await line.ask(1)
-            await server.kill()
-            with anyio.fail_after(1):
-                assert await line.inbox.error_for(1) == ENDED
-            assert not was_not_sent(line.inbox.messages[0]["error"])
-
-
-async def test_something_that_is_not_http() -> None:
-    async def greet(stream: anyio.abc.ByteStream) -> None:
-        async with stream:
-            await stream.receive()
-            await stream.send(b"220 mail.example.com ready\r\n")
-
-    async with serving(greet) as port, open_line(resource(f"http://127.0.0.1:{port}/mcp")) as line:
-        assert (await failure(line))["message"] == "server 'docs': answered with something that is not HTTP."
 
 
 # -------------------------------------------------------------------------------------------------- statuses
@@ -182,7 +53,7 @@ async def test_a_status_that_is_no_answer(status: int, text: str) -> None:
         return web.Response(status=status, text=f"<html>{SECRET}</html>", content_type="text/html", headers=headers)
 
     async with http_backend(**{"tools/call": always(refused)}) as backend, line_to(backend) as line:
-        assert await failure(line) == {"code": WIRE_ERROR_CODE, "message": f"server 'docs': {text}"}
+        assert await line.failure() == {"code": WIRE_ERROR_CODE, "message": f"server 'docs': {text}"}
         assert len(backend.seen) == 1  # nothing was followed
         assert not line.wire.closed.is_set()
 
@@ -202,7 +73,7 @@ async def test_an_error_of_the_server_itself_is_passed_on_whatever_the_status(id
 async def test_a_refusal_whose_body_is_no_error_of_ours_is_told_by_its_status(body: str) -> None:
     refused = always(lambda _: web.Response(status=400, text=body, content_type="application/json"))
     async with http_backend(**{"tools/call": refused}) as backend, line_to(backend) as line:
-        assert (await failure(line))["message"].startswith("server 'docs': answered HTTP 400.")
+        assert (await line.failure())["message"].startswith("server 'docs': answered HTTP 400.")
 
 
 # -------------------------------------------------------------------------------------------- broken answers
@@ -243,7 +114,7 @@ def body(text: str | bytes, content_type: str = "application/json", **headers: s
 )
 async def test_an_answer_that_is_none(made: Callable[[Seen], web.Response], text: str) -> None:
     async with http_backend(**{"tools/call": always(made)}) as backend, line_to(backend) as line:
-        assert (await failure(line))["message"] == f"server 'docs': {text}"
+        assert (await line.failure())["message"] == f"server 'docs': {text}"
         assert "result" in await line.call(2, "ping")  # the wire is as good as before
 
 
@@ -257,7 +128,7 @@ async def test_a_connection_that_drops_in_the_middle_of_a_body() -> None:
         return response
 
     async with http_backend(**{"tools/call": dropped}) as backend, line_to(backend) as line:
-        error = await failure(line)
+        error = await line.failure()
         assert error["message"] == ENDED
         assert not was_not_sent(error)
 
@@ -289,7 +160,7 @@ async def test_what_is_too_large_is_read_no_further_than_the_cap(how: str) -> No
 
     async with http_backend(**{"tools/call": huge}) as backend, line_to(backend) as line:
         before = resident_bytes()
-        text = (await failure(line))["message"]
+        text = (await line.failure())["message"]
         with anyio.fail_after(5):
             await gone.wait()  # the connection was given up
         assert resident_bytes() - before < 64 * 1024 * 1024
@@ -366,7 +237,7 @@ async def test_an_answer_that_cannot_be_taken_up_again_is_an_error(
 
     answers = {"tools/call": broken, "GET": always(lambda _: web.Response(status=status))}
     async with http_backend(**answers) as backend, line_to(backend) as line:
-        assert (await failure(line))["message"] == ENDED
+        assert (await line.failure())["message"] == ENDED
         assert len(backend.of("GET")) == tries
 
 
@@ -389,7 +260,7 @@ async def test_a_session_that_the_server_lost_fails_the_wire_and_the_call_may_be
     async with http_backend(**{"tools/call": always(lost)}) as backend:
         async with line_to(backend) as line:
             await line.shake_hands()
-            error = await failure(line)
+            error = await line.failure()
             assert error["message"] == "server 'docs': ended our session. The next call opens a new one."
             assert was_not_sent(error)
             await line.closed()
@@ -420,7 +291,7 @@ async def test_every_call_in_flight_gets_its_own_answer_when_the_session_is_lost
 
 async def test_a_404_without_a_session_loses_none() -> None:
     async with http_backend(**{"tools/call": always(not_found)}) as backend, line_to(backend) as line:
-        error = await failure(line)
+        error = await line.failure()
         assert not was_not_sent(error)
         assert not line.wire.closed.is_set()
 

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def answer(method: str, params: object) -> object:
     if method == "environment":
         return dict(os.environ)
     if method == "where":
-        return {"pid": os.getpid(), "cwd": os.getcwd(), "args": sys.argv[1:]}
+        return {"pid": os.getpid(), "cwd": str(Path.cwd()), "args": sys.argv[1:]}
     if method == "say":
         print(params["text"], file=sys.stderr, flush=True)
     if method == "exit":
