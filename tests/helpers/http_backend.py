@@ -190,16 +190,12 @@ class Line:
     wire: Wire
     inbox: Inbox
 
-    async def call(
-        self, id: Any = 1, method: str = "tools/call", headers: Mapping[str, str] | None = None
-    ) -> Message:
+    async def call(self, id: Any = 1, method: str = "tools/call", headers: Mapping[str, str] | None = None) -> Message:
         """Send a request and wait for its answer."""
         await self.ask(id, method, headers)
         return await self.inbox.answer_to(id)
 
-    async def ask(
-        self, id: Any = 1, method: str = "tools/call", headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def ask(self, id: Any = 1, method: str = "tools/call", headers: Mapping[str, str] | None = None) -> None:
         await self.wire.send({"jsonrpc": "2.0", "id": id, "method": method, "params": {}}, headers or {})
 
     async def failure(self, id: Any = 1) -> Message:

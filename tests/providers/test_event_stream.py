@@ -17,7 +17,7 @@ STREAM = (
     b"id: 1\r\nevent: endpoint\r\ndata: /messages\r\n\r\n"
     b"data:first\ndata: second\ndata:  third\n\n"
     b"id: 2\ndata\n\n"
-    b"retry: 250\rdata: {\"a\": 1}\r\r"
+    b'retry: 250\rdata: {"a": 1}\r\r'
     b"event: other\n: nothing\nunknown: field\n\n"
     b"data: \xc3\xa9\n\n"
     b"data: unfinished\n"

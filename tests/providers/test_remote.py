@@ -191,15 +191,47 @@ async def test_initialized_is_accepted_before_anything_may_follow_it() -> None:
         assert sent.is_set()
 
 
-async def test_a_notification_that_is_never_accepted_holds_up_no_call() -> None:
-    async def never(seen: Seen) -> web.StreamResponse:
-        await anyio.sleep_forever()
-        raise AssertionError
+async def never(seen: Seen) -> web.StreamResponse:
+    await anyio.sleep_forever()
+    raise AssertionError
 
+
+async def test_a_notification_that_is_never_accepted_holds_up_no_call() -> None:
     answers = {"notifications/progress": never}
-    async with http_backend(**answers) as backend, line_to(backend, timeouts=HURRY) as line:
+    async with http_backend(**answers) as backend, line_to(backend) as line:
         await line.tell("notifications/progress")
         assert "result" in await line.call(1)
+
+
+async def test_a_server_that_is_slow_to_take_our_answers_gets_eight_at_a_time() -> None:
+    may_accept, sent = anyio.Event(), []
+
+    async def slow(seen: Seen) -> web.StreamResponse:
+        await may_accept.wait()
+        return await proper(seen)
+
+    async with http_backend(answer=slow) as backend, line_to(backend) as line:
+
+        async def send_answers() -> None:
+            for number in range(20):
+                await line.wire.send({"jsonrpc": "2.0", "id": number, "result": {}}, {})
+                sent.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send_answers)
+            await backend.wait_for("answer", 8)
+            await anyio.wait_all_tasks_blocked()
+            assert sent == list(range(8))
+            may_accept.set()
+        await backend.wait_for("answer", 20)
+
+
+async def test_a_handshake_that_is_not_taken_in_time_is_not_waited_for() -> None:
+    answers = {"notifications/initialized": never}
+    async with http_backend(**answers) as backend, line_to(backend, timeouts=HURRY) as line:
+        await line.shake_hands()
+        assert "result" in await line.call(1)
+        assert backend.of("GET") == []
 
 
 # ----------------------------------------------------------------------------------- the server's own stream
@@ -241,11 +273,6 @@ async def test_its_own_stream_is_opened_again_after_the_last_event(monkeypatch: 
 async def test_an_answer_on_the_servers_own_stream_is_nobodys() -> None:
     forged = {"jsonrpc": "2.0", "id": 1, "result": {"forged": True}}
     stream = own_stream([event(forged), event(notification("after"))])
-
-    async def never(seen: Seen) -> web.StreamResponse:
-        await anyio.sleep_forever()
-        raise AssertionError
-
     answers = {"GET": stream, "tools/call": never}
     async with http_backend(**answers) as backend, line_to(backend) as line:
         await line.ask(1)
@@ -254,9 +281,7 @@ async def test_an_answer_on_the_servers_own_stream_is_nobodys() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 405])
-async def test_a_server_without_a_stream_of_its_own_is_asked_once(
-    status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_without_a_stream_of_its_own_is_asked_once(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_LISTEN_PAUSE", 0.0)
     async with http_backend(GET=always(lambda _: web.Response(status=status))) as backend:
         async with line_to(backend) as line:
@@ -288,9 +313,7 @@ class Hanging:
 
 @pytest.mark.parametrize("pieces", [(), (b": still working\n\n",)])
 @pytest.mark.parametrize(("headers", "is_posted"), [(MODERN, False), ({}, True)])
-async def test_cancelling_ends_the_request(
-    pieces: tuple[bytes, ...], headers: dict[str, str], is_posted: bool
-) -> None:
+async def test_cancelling_ends_the_request(pieces: tuple[bytes, ...], headers: dict[str, str], is_posted: bool) -> None:
     hanging = Hanging(*pieces)
     async with http_backend(**{"tools/call": hanging}) as backend:
         async with line_to(backend) as line:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from aiohttp import web
 
+from providers.errors import BackendUnavailable
 from tests.helpers.http_backend import (
     HURRY,
     SESSION,
@@ -152,3 +153,14 @@ async def test_a_call_that_is_answered_while_the_wire_closes_is_not_delivered() 
             await line.ask(1)
             await backend.wait_for("tools/call")
         assert [message["id"] for message in line.inbox.messages] == [0]
+
+
+async def test_nothing_is_delivered_once_the_wire_is_dead() -> None:
+    async with http_backend(**{"prompts/get": chatting_for_ever}) as backend, line_to(backend) as line:
+        await line.ask(1, "prompts/get")
+        await line.inbox.wait_for(3)
+        line.wire.fail(BackendUnavailable("docs", "is dead."))
+        delivered = len(line.inbox.messages)
+        for _ in range(100):
+            await anyio.lowlevel.checkpoint()  # in each of them the server writes
+        assert len(line.inbox.messages) == delivered

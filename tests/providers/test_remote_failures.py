@@ -14,6 +14,7 @@ from aiohttp import web
 from providers import remote
 from providers.wire import WIRE_ERROR_CODE, Message
 from tests.helpers.http_backend import (
+    ENDED,
     SESSION,
     Inbox,
     Seen,
@@ -24,6 +25,7 @@ from tests.helpers.http_backend import (
     http_backend,
     line_to,
     notification,
+    was_not_sent,
 )
 
 pytestmark = pytest.mark.core
@@ -224,6 +226,22 @@ async def test_an_answer_whose_stream_ends_too_early_is_taken_up_again(monkeypat
         assert [seen.headers["Last-Event-ID"] for seen in backend.of("GET")] == ["1", "2", "3"]
         assert all(seen.headers["Mcp-Session-Id"] == SESSION for seen in backend.of("GET"))
         assert line.inbox.messages[1] == notification("more")
+
+
+async def test_a_connection_that_drops_is_an_end_of_the_stream_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried(monkeypatch)
+
+    async def dropped(seen: Seen) -> web.StreamResponse:
+        response = await event_stream(seen, b"id: 1\ndata:\n\n", b"data: unfinished")
+        assert seen.request.transport is not None
+        seen.request.transport.abort()
+        return response
+
+    async def resumed(seen: Seen) -> web.StreamResponse:
+        return await event_stream(seen, event({"jsonrpc": "2.0", "id": 1, "result": {"late": True}}))
+
+    async with http_backend(**{"tools/call": dropped, "GET": resumed}) as backend, line_to(backend) as line:
+        assert (await line.call(1))["result"] == {"late": True}
 
 
 @pytest.mark.parametrize(("status", "tries"), [(503, 3), (405, 1)])

@@ -168,7 +168,9 @@ async def refused(backend: HttpBackend, **more: object) -> BackendError:
     return caught.value
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1/messages", "https://example.com/", "//other/messages", "http://["])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1/messages", "https://example.com/", "//other/messages", "http://["]
+)
 async def test_an_address_at_another_server_is_refused(address: str) -> None:
     async with sse_backend(address) as backend:
         error = await refused(backend)

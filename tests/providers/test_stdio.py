@@ -460,7 +460,8 @@ async def test_a_killed_process_fails_the_wire_and_loses_its_child() -> None:
         await all_gone(pids)
 
 
-async def test_a_process_that_ends_with_its_input_is_not_signalled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_process_that_ends_with_its_input_is_not_signalled(tmp_path: Path, cancelled: bool) -> None:
     goodbye = tmp_path / "goodbye"
     server = tmp_path / "server.py"
     server.write_text(
@@ -469,8 +470,11 @@ async def test_a_process_that_ends_with_its_input_is_not_signalled(tmp_path: Pat
         "print('x' * 1_000_000, flush=True)\n"  # more than a pipe holds: somebody must still read
         f"open({str(goodbye)!r}, 'w').write('in peace')\n"
     )
-    async with opened(McpServerResource(name="raw", command=sys.executable, args=(str(server),)), shutdown=20):
-        pass
+    resource = McpServerResource(name="raw", command=sys.executable, args=(str(server),))
+    with anyio.CancelScope() as scope:
+        async with opened(resource, shutdown=20):
+            if cancelled:
+                scope.cancel()
     assert goodbye.read_text() == "in peace"
 
 

@@ -1,0 +1,298 @@
+"""servers.toml: what it becomes, every mistake that can be made in it, and how its changes are followed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from composition.servers_file import MAX_FILE_BYTES, Configuration, load_configuration, watch_configuration
+from composition.settings import Settings
+from providers.errors import ConfigurationError
+from providers.resource import Isolation, Timeouts, TransportType
+
+SERVER_KEYS = (
+    "Allowed: is_enabled, description, transport_type, command, args, env, cwd, url, headers, python, isolation, "
+    "tools, timeouts, required_roles"
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "servers.toml"
+
+
+def load(file: Path, text: str, environ: Mapping[str, str] | None = None) -> Configuration:
+    file.write_text(text, "utf-8")
+    return load_configuration(file, environ or {})
+
+
+def problems(file: Path, text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """All that is wrong, without the file's folder."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(file, text, environ)
+    return [problem.replace(f"{file.parent}/", "") for problem in caught.value.problems]
+
+
+def test_a_file_becomes_settings_and_resources(file: Path) -> None:
+    (file.parent / "tools").mkdir()
+    (file.parent / "tools" / "clock.py").touch()
+    configuration = load(
+        file,
+        """
+        [gateway]
+        name = "Team tools"
+        timeouts = { call = 120, list = 1 }
+
+        [servers.time]
+        command = "uvx"
+        args = ["mcp-server-time"]
+        env = { LOG = "info" }
+        cwd = "work"
+        timeouts = { list = 3 }
+
+        [servers.docs]
+        url = "https://docs.example.com/mcp"
+        headers = { X-Api-Key = "k" }
+        required_roles = ["engineer"]
+        isolation = "user"
+        is_enabled = false
+        tools = { include = ["a"], rename = { a = "b" }, description = { a = "text" } }
+
+        [servers.old]
+        transport_type = "sse"
+        url = "https://old.example.com/sse"
+
+        [servers.clock]
+        python = "tools/clock.py:mcp"
+        """,
+    )
+    found = configuration.resources
+    assert configuration.settings == Settings(name="Team tools", timeouts=Timeouts(call=120, list=1))
+    assert configuration.path == file
+    assert list(found) == ["time", "docs", "old", "clock"]
+    assert [resource.transport_type for resource in found.values()] == ["stdio", "streamable_http", "sse", "python"]
+    assert {resource.created_by for resource in found.values()} == {"servers.toml"}
+    assert found["time"].args == ("mcp-server-time",)
+    assert found["time"].cwd == str(file.parent / "work")
+    assert found["time"].timeouts == Timeouts(call=120, list=3)
+    assert found["docs"].timeouts == Timeouts(call=120, list=1)
+    assert found["docs"].isolation is Isolation.USER
+    assert not found["docs"].is_enabled
+    assert found["docs"].tools.public_name("a") == "b"
+    assert found["clock"].python == f"{file.parent}/tools/clock.py:mcp"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "\ufeff", "[servers]\n", "[gateway]\n", "\ufeff[servers]\r\n"])
+def test_a_file_without_servers_is_fine(file: Path, text: str) -> None:
+    assert load(file, text).resources == {}
+
+
+def test_the_same_may_be_written_in_every_way_of_toml(file: Path) -> None:
+    texts = (
+        '[servers.x]\ncommand = "c"\nenv.A = "1"\n',
+        'servers.x.command = "c"\nservers.x.env.A = "1"\n',
+        'servers = { x = { command = "c", env = { A = "1" } } }\n',
+        "[servers]\n[servers.x]\ncommand = '''c'''\n[servers.x.env]\n\"A\" = '1'\n",
+    )
+    first, *others = (load(file, text).resources["x"] for text in texts)
+    assert all(first.same_offer(other) for other in others)
+
+
+# ------------------------------------------------------------------------------------------------------ mistakes
+
+TOP_LEVEL = [
+    ("servers = 3", ["servers.toml:1: [servers] must be a table: write [servers.NAME], in single brackets"]),
+    ('[[servers]]\ncommand = "c"', ["servers.toml:1: [servers] must be a table: write [servers.NAME]"]),
+    ("\ngateway = 3", ["servers.toml:2: [gateway] must be a table: write [gateway]"]),
+    ('#\n[server.x]\ncommand = "c"', ["servers.toml:2: [server.x] is unknown. Did you mean [servers.x]? Allowed:"]),
+    ('[mcpServers.x]\ncommand = "c"', ["servers.toml:1: [mcpServers.x] is unknown. Did you mean [servers.x]?"]),
+    ('[gatway]\nname = "x"', ["servers.toml:1: [gatway] is unknown. Did you mean [gateway]? Allowed: [gateway] and"]),
+    ("[zzz]", ["servers.toml:1: [zzz] is unknown. Allowed: [gateway] and [servers.NAME]"]),
+    ('command = "c"', ["servers.toml:1: key 'command' is in no table. Write it under [gateway] or [servers.NAME]"]),
+    ('[servers]\ncommand = "c"', ["servers.toml:2: [servers] key 'command' belongs to one server. Write [servers."]),
+    ('[servers]\nx = "c"', ["servers.toml:2: [servers] key 'x' must be a table. Write [servers.x] and under it"]),
+    ('[[servers.x]]\ncommand="c"', ["servers.toml:1: [servers] key 'x' must be a table. Write [servers.x] in single"]),
+    ('[servers.My_S]\ncommand = "c"', ["servers.toml:1: [servers.My_S] is not a server name; use lower-case letters"]),
+    ('[servers."a b"]\ncommand = "c"', ['servers.toml:1: [servers."a b"] is not a server name']),
+    ('[servers."a\\nb"]\ncommand = "c"', ['servers.toml:1: [servers."a\\nb"] is not a server name']),
+    (f'[servers.{"a" * 64}]\ncommand = "c"', [f"servers.toml:1: [servers.{'a' * 64}] is not a server name"]),
+    ('[gateway]\nnmae = "x"', ["servers.toml:2: [gateway] key 'nmae' is unknown. Did you mean 'name'? Allowed: name,"]),
+    ('[gateway]\nname = ""', ["servers.toml:2: [gateway] key 'name' must not be empty"]),
+    ("[gateway]\nmax_connections = 0", ["servers.toml:2: [gateway] key 'max_connections' must be greater than 0"]),
+    ("[gateway]\nmax_connections = 1.5", ["[gateway] key 'max_connections' must be a whole number; found a number"]),
+    ("[gateway]\nmax_connections = true", ["key 'max_connections' must be a whole number; found true or false"]),
+    ("[gateway]\nidle_timeout = true", ["[gateway] key 'idle_timeout' must be a number; found true or false"]),
+    ("[gateway]\nidle_timeout = -1", ["[gateway] key 'idle_timeout' must be greater than 0"]),
+    ("[gateway]\ntimeouts = { call = inf }", ["[gateway] key 'timeouts.call' must be a finite number"]),
+    ("[gateway.timeouts]\n\ncal = 3", ["servers.toml:3: [gateway] key 'timeouts.cal' is unknown. Did you mean 'call'?"]),
+    ("[gateway]\ntimeouts = 5", ["servers.toml:2: [gateway] key 'timeouts' must be a table; found a number. For exam"]),
+    ('[gateway]\nstore = "redis://u:p4ss@h"', ["[gateway] key 'store' must be \"memory://\": sqlite:// and redis://"]),
+]
+
+SERVER = [  # each stands under [servers.x] on line 1
+    ("", ["servers.toml:1: [servers.x] needs 'command' (a local process), 'url' (a remote server) or 'python'"]),
+    ('command = "c"\nurl = "https://h"', ["servers.toml:1: [servers.x] has 'command' and 'url'. Keep one of them"]),
+    ('transport_type = "stdio"\nurl = "https://h"', [":1: [servers.x] has transport_type 'stdio', which needs 'command'"]),
+    ('url = "https://h"\nargs = ["a"]', ["[servers.x] has 'args', of no use to a server that is reached by 'url'"]),
+    ('command = "c"\nheaders = { A = "b" }', ["[servers.x] has 'headers', of no use to a server that is reached by"]),
+    ('comand = "c"', ["servers.toml:2: [servers.x] key 'comand' is unknown. Did you mean 'command'? " + SERVER_KEYS]),
+    ('command = "c"\n\nagrs = []', ["servers.toml:4: [servers.x] key 'agrs' is unknown. Did you mean 'args'?"]),
+    ('URL = "https://h"', ["servers.toml:2: [servers.x] key 'URL' is unknown. Did you mean 'url'?"]),
+    ('command = "c"\ntype = "stdio"', ["key 'type' is unknown. Did you mean 'transport_type'?"]),
+    ('command = "c"\ninclude = ["a"]', ["key 'include' is unknown. Did you mean 'tools.include'?"]),
+    ('command = "c"\ncall = 5', ["key 'call' is unknown. Did you mean 'timeouts.call'?"]),
+    ('command = "c"\nsub = { command = "d" }', ["key 'sub' is unknown. Allowed: ", "a name has no dot, write [servers.x-sub]"]),
+    ('command = "c"\nname = "y"', ["servers.toml:3: [servers.x] key 'name' is unknown. Allowed: is_enabled"]),
+    ('command = "c"\ncreated_by = "me"', ["key 'created_by' is unknown"]),
+    ('command = "c"\ncreated_at = 2020-01-01', ["key 'created_at' is unknown"]),
+    ('command = "c"\nversion = 3', ["key 'version' is unknown. Allowed"]),
+    ("command = 3", ["servers.toml:2: [servers.x] key 'command' must be a string; found a number. Write it in quotes"]),
+    ('command = ""', ["servers.toml:2: [servers.x] key 'command' must not be empty"]),
+    ('command = "a\\u0000b"', ["key 'command' must not hold a NUL character"]),
+    ('command = "sh -c true"', ["key 'command' must be the program alone. Write what follows it in args"]),
+    ('command = "c"\nargs = "--fast"', ["key 'args' must be a list of strings; found a string. For example: args = ["]),
+    ('command = "c"\nargs = ["a", 3]', ["key 'args' item 2 must be a string; found a number. Write it in quotes"]),
+    ('command = "c"\nargs = [\n["a"]]', ["servers.toml:3: [servers.x] key 'args' item 1 must be a string; found a list"]),
+    ('command = "c"\nenv = ["A=b"]', ["key 'env' must be a table of strings; found a list. For example: env = {"]),
+    ('command = "c"\nenv = { PORT = 80 }', ["key 'env.PORT' must be a string; found a number. Write it in quotes"]),
+    ('command = "c"\nenv = { "A=B" = "c" }', ["key 'env' has a variable whose name is empty or holds '='"]),
+    ('command = "c"\ncwd = true', ["key 'cwd' must be a string; found true or false. Write it in quotes"]),
+    ('command = "c"\ndescription = 2020-01-01', ["key 'description' must be a string; found a date or time"]),
+    ('command = "c"\nis_enabled = "maybe"', ["key 'is_enabled' must be true or false; found a string"]),
+    ('command = "c"\nrequired_roles = "admin"', ["key 'required_roles' must be a list of strings; found a string. For"]),
+    ('command = "c"\nisolation = "Sessions"', ["key 'isolation' must be one of session, user, shared, call; found 'Se"]),
+    ('url = "https://h"\ntransport_type = "http"', ["found 'http'. Did you mean 'streamable_http'?"]),
+    ('url = "https://h"\ntransport_type = 3', ["must be one of stdio, streamable_http, sse, python"]),
+    ('url = "h.example.com/mcp"', ["servers.toml:2: [servers.x] key 'url' must begin with http:// or https://, name a"]),
+    ('url = "http://h:99999/"', ["key 'url' must begin with http"]),
+    ('url = "http://h/a b"', ["key 'url' must begin with http:// or https://, name a host and hold no spaces"]),
+    ('url = "https://h"\nheaders = { "A B" = "c" }', ["key 'headers' has the name 'A B'. A header's name has letters"]),
+    ('url = "https://h"\nheaders = { A = "b\\n" }', ["key 'headers' has a line break or a NUL in the value of 'A'"]),
+    ('url = "https://h"\nheaders = { X-Mcp-Roles = "r" }', ["key 'headers' has 'X-Mcp-Roles', which is the gateway's"]),
+    ('url = "https://h"\nheaders = { Accept = "*" }', ["key 'headers' has 'Accept', which the gateway sets for each"]),
+    ('url = "https://h"\nheaders = { A = "b", a = "c" }', ["key 'headers' has one header twice"]),
+    ('python = "tools.py"', ["key 'python' must be a file and the name of its FastMCP object: path/to/file.py:object"]),
+    ('python = "tools.py:1x"', ["key 'python' must be a file and the name of its FastMCP object"]),
+    ('python = "gone.py:mcp"', ["key 'python' names a file that is not there. Its path begins at "]),
+    ('command = "c"\ntools = ["a"]', ["key 'tools' must be a table; found a list. For example: tools = {"]),
+    ('command = "c"\ntools = { includ = [] }', ["key 'tools.includ' is unknown. Did you mean 'include'? Allowed: inc"]),
+    ('command = "c"\ntools.include = "a"', ["key 'tools.include' must be a list of strings; found a string. For exam"]),
+    ('command = "c"\ntools = { include = ["a"], exclude = ["a"] }', ["key 'tools' has item 1 of include in exclude too"]),
+    ('command = "c"\ntools.rename = { a = "z", b = "z" }', ["key 'tools' gives 'b' the name that 'a' has. Give each"]),
+    ('command = "c"\ntools.include = ["z"]\ntools.rename.a = "z"', ["gives 'a' the name that item 1 of include has"]),
+    ('command = "c"\ntools.rename.a = "a b"', ["key 'tools.rename' gives 'a' a name that no tool may have"]),
+    ('command = "c"\ntimeouts = { call = "soon" }', ["key 'timeouts.call' must be a number; found a string"]),
+    ('command = "c"\ntimeouts = { call = 0 }', ["key 'timeouts.call' must be greater than 0"]),
+    ('command = "c"\ntimeouts = { calls = 1 }', ["key 'timeouts.calls' is unknown. Did you mean 'call'? Allowed: conn"]),
+    ('command = "c"\n[servers.x.timeouts]\n\ncall = []', ["servers.toml:5: [servers.x] key 'timeouts.call' must be a num"]),
+    ('command = "${NO}"', ["servers.toml:2: [servers.x] key 'command' needs the variable NO, which is not set: set it in"]),
+    ('url = "https://h"\nheaders = { A = "${NO}" }', ["key 'headers.A' needs the variable NO, which is not set: set it"]),
+    ('command = "c"\nargs = ["a", "${NO}"]', ["key 'args' item 2 needs the variable NO", "write ${NO:-default}"]),
+    ('command = "c"\nis_enabled = "${NO}"', ["key 'is_enabled' needs the variable NO, which is not set"]),
+    ('command = "$HOME/x"', ["key 'command' has a '$' that is no variable. Write ${VAR}, or $$ for the sign itself"]),
+    ('command = "${A:-${B}}"', ["key 'command' has a '$' that is no variable"]),
+    ('command = "${1}"', ["key 'command' has a '$' that is no variable"]),
+]  # fmt: skip
+
+SYNTAX = [
+    ("[servers.x]\n[servers.x]", ["servers.toml:2: is not valid TOML: Cannot declare", "A table is written once"]),
+    ("[gateway]\nname='a'\nname='b'\n#", ["servers.toml:3: is not valid TOML:", "A key is written once in its table"]),
+    ("a = { b = 1, b = 2 }", ["servers.toml:1: is not valid TOML:", "A key is written once in its table"]),
+    ("\na = yes\n", ["servers.toml:2: is not valid TOML: Invalid value (column 5)", "Text stands in quotes"]),
+    ('a = "C:\\Users"', ["servers.toml:1: is not valid TOML:", "a backslash begins an escape"]),
+    ('a = "C:\\dir"', ["servers.toml:1: is not valid TOML:", "a backslash begins an escape"]),
+    ('a = ["b" "c"]', ["servers.toml:1: is not valid TOML:", "A list has commas between its items"]),
+    ("a = [1,\n2", ["servers.toml:2: is not valid TOML:", "A list has commas between its items and ends with ']'"]),
+    ("a = { b = 1", ["servers.toml:1: is not valid TOML:", "An inline table"]),
+    ('a = "b\n', ["servers.toml:1: is not valid TOML:", "Text ends on its line"]),
+    ("a = 'b", ["servers.toml:1: is not valid TOML:", "Text ends on its line, with the quote that began it"]),
+    ("servers: x", ["servers.toml:1: is not valid TOML:", 'A line is key = "value", or [servers.NAME]']),
+    ("[servers.x y]", ["servers.toml:1: is not valid TOML:", 'A line is key = "value", or [servers.NAME]']),
+    ('{"mcpServers": {}}', ["servers.toml:1: is not valid TOML:", 'A line is key = "value", or [servers.NAME]']),
+    ("a = 1 b = 2", ["servers.toml:1: is not valid TOML:", 'A line is key = "value"']),
+    (f"a = {'[' * 2000}", ["servers.toml: is nested too deeply. No server needs more than 3 levels"]),
+    (f"a = {'9' * 5000}", ["servers.toml: holds a number that is too long. Write a shorter one"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [*TOP_LEVEL, *SYNTAX, *((f"[servers.x]\n{text}\n", told) for text, told in SERVER)]
+)
+def test_each_mistake_is_told_in_one_line(file: Path, text: str, told: list[str]) -> None:
+    [problem] = problems(file, text, {"PATH": os.environ["PATH"]})
+    assert [part for part in told if part not in problem] == []
+    assert "\n" not in problem
+    assert "p4ss" not in problem
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(file: Path) -> None:
+    text = '[servers.b]\nargs = "x"\ncwd = 3\n[servers.a]\nurl = "${NO}"\nfoo = 1\n[gateway]\nbar = 1\n[other]\n'
+    found = problems(file, text, {"APOLLOS_IDLE_TIMEOUT": "x"})
+    assert [problem.split(" must")[0].split(" is")[0].split(" needs")[0] for problem in found] == [
+        "environment variable APOLLOS_IDLE_TIMEOUT",
+        "servers.toml:1: [servers.b]",
+        "servers.toml:2: [servers.b] key 'args'",
+        "servers.toml:3: [servers.b] key 'cwd'",
+        "servers.toml:5: [servers.a] key 'url'",
+        "servers.toml:6: [servers.a] key 'foo'",
+        "servers.toml:8: [gateway] key 'bar'",
+        "servers.toml:9: [other]",
+    ]
+
+
+@pytest.mark.parametrize("dotted", ["a." * 1000 + "a = 1", f"[{'a.' * 1000}a]", f"a = {'{a=' * 100}1{'}' * 100}"])
+def test_tables_that_are_nested_deeply_are_refused_like_others(file: Path, dotted: str) -> None:
+    assert "is unknown" in problems(file, dotted)[0]
+    assert problems(file, f'[servers.x]\ncommand = "c"\nenv.{dotted}' if dotted[0] != "[" else dotted)
+
+
+def test_a_long_key_is_cut(file: Path) -> None:
+    assert len(problems(file, f'[servers.x]\ncommand = "c"\n{"k" * 10_000} = 1')[0]) < 400
+
+
+# --------------------------------------------------------------------------------------------------- the file itself
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_configuration(path, {})
+    [problem] = caught.value.problems
+    return problem
+
+
+def test_a_missing_file_says_what_to_do(file: Path) -> None:
+    assert refusal(file) == f"{file}: no such file. Write one, or set APOLLOS_SERVERS to where it is"
+
+
+def test_what_is_no_text_file_is_refused(file: Path) -> None:
+    assert "is a directory. Name the file in it, for example" in refusal(file.parent)
+    assert "cannot be read (the path is not valid)" in refusal(Path("a\0b"))
+    assert "cannot be read (File name too long)" in refusal(file.parent / ("x" * 300))
+    os.mkfifo(file)
+    assert "is not a regular file" in refusal(file)  # and does not wait for someone to write into it
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(file: Path) -> None:
+    file.touch(mode=0)
+    assert "may not be read. Give this user the right to read it" in refusal(file)
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(file: Path) -> None:
+    file.write_bytes(b'[gateway]\nname = "\xff"\n')
+    assert refusal(file) == f"{file}:2: is not UTF-8 text. Save the file as UTF-8"
+    file.write_bytes("[gateway]".encode("utf-16"))
+    assert "is not UTF-8 text" in refusal(file)
+
+
+def test_a_file_is_at_most_1_mib(file: Path) -> None:
+    file.write_bytes(b"#" * MAX_FILE_BYTES)
+    assert load_configuration(file, {}).resources == {}
+    file.write_bytes(b"#" * 10 * MAX_FILE_BYTES)
+    assert refusal(file) == f"{file}: is larger than 1 MiB. Is it the right file?"
