@@ -26,6 +26,7 @@ from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines
 from providers.caller import Caller, ClientSessions
+from providers.direct import DirectServer
 from providers.endpoint import http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
@@ -40,6 +41,7 @@ from providers.wire import OpenWire
 
 logger = logging.getLogger(__name__)
 
+VERSION = "0.1.0"
 STDIO_MAX_CONNECTIONS = 20
 SERVE_MAX_CONNECTIONS = 200
 
@@ -93,13 +95,13 @@ class Gateway:
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
         self.root = RootMiddleware(settings.name, self.registry)
-        self.mcp: FastMCP[Any] = FastMCP(
+        self.mcp: FastMCP[Any] = DirectServer(
+            self.registry,
             name=settings.name,
+            version=VERSION,
             middleware=[self.root],
-            providers=[self.registry],
             lifespan=self._lifespan,
             auth=auth,
-            dereference_schemas=False,
             mask_error_details=True,
         )
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from fastmcp import FastMCP
 from fastmcp.prompts.base import PromptResult
 from fastmcp.resources.base import ResourceResult
 from fastmcp.server.dependencies import get_context
@@ -31,6 +30,7 @@ from providers.components import (
     RawToolResult,
 )
 from providers.connection import Target
+from providers.direct import DirectServer
 from providers.errors import InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
 from providers.lease import PoolMiddleware
@@ -70,15 +70,14 @@ class Mount:
         self.target = Target(resource, 1, open_wire, self._backend_changed)
         self.catalogue = Catalogue(pool, lambda: self.target, on_change, refresh_interval)
         self.backend = BackendProvider(self.catalogue, lambda: self.resource, self._caller)
-        self.server: FastMCP[Any] = FastMCP(
+        self.server = DirectServer(
+            self.backend,
             name=resource.name,
             middleware=[
                 IdentityMiddleware(local),
                 StoreMiddleware(resource.name, lookup),
                 PoolMiddleware(pool, sessions, lambda: self.target),
             ],
-            providers=[self.backend],
-            dereference_schemas=False,
         )
         self._offers: WeakKeyDictionary[Offer, Offer] = WeakKeyDictionary()
 

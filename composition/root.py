@@ -40,14 +40,14 @@ class RootMiddleware(Middleware):
             with anyio.move_on_after(deadline):
                 await self._idle.wait()
 
-    async def on_request(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if context.method == "logging/setLevel" and context.fastmcp_context is not None:
             message = context.message
             level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
             if isinstance(level, str):
                 lines.remember_log_level(context.fastmcp_context, level)
         if context.method not in _CALLS:
-            return await call_next(context)
+            return await super().__call__(context, call_next)
         if self._is_draining:
             raise GatewayError("the gateway is shutting down. Connect again in a moment.")
         self._calls += 1

@@ -93,15 +93,14 @@ async def watch_configuration(
     known = since
     async with aclosing(_moments_to_look(path)) as moments:
         async for _ in moments:
-            fingerprint, outcome = await anyio.to_thread.run_sync(_outcome, path, environ)
-            is_change = known not in (None, fingerprint)
-            known = fingerprint
-            if is_change:
+            is_first = known is None
+            known, outcome = await anyio.to_thread.run_sync(_look, path, environ, known)
+            if outcome is not None and not is_first:
                 yield outcome
 
 
 async def _moments_to_look(path: Path) -> AsyncGenerator[None]:
-    """Now, whenever something changes in the file's directory, and every two seconds, because some file
+    """Now, whenever something changes in the file's directory, and every second, because some file
     systems tell nobody. The directory and not the file: an editor renames a new file over the old one."""
     yield
     stop = threading.Event()
@@ -111,7 +110,7 @@ async def _moments_to_look(path: Path) -> AsyncGenerator[None]:
         watch_filter=None,
         recursive=False,
         step=100,
-        rust_timeout=2_000,
+        rust_timeout=1_000,
         yield_on_timeout=True,
         stop_event=stop,
     )
@@ -128,13 +127,18 @@ def _directories(path: Path) -> list[Path]:
     return [directory for directory in {path.absolute().parent, path.resolve().parent} if directory.is_dir()]
 
 
-def _outcome(path: Path, environ: Mapping[str, str]) -> tuple[str, Configuration | ConfigurationError]:
+def _look(
+    path: Path, environ: Mapping[str, str], known: str | None
+) -> tuple[str, Configuration | ConfigurationError | None]:
+    """The fingerprint of what is there now and, if it is not the known one, what it says."""
     data = b""
     try:
         data = _read(path)
-        return _fingerprint(data), _configuration(path, data, environ)
+        fingerprint = _fingerprint(data)
+        return fingerprint, None if fingerprint == known else _configuration(path, data, environ)
     except ConfigurationError as error:
-        return _fingerprint(data or str(error).encode()), error
+        fingerprint = _fingerprint(data or str(error).encode())
+        return fingerprint, None if fingerprint == known else error
 
 
 def _fingerprint(data: bytes) -> str:

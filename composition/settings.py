@@ -44,9 +44,7 @@ class Settings(BaseModel):
     max_connections: Count | None = Field(default=None, examples=["20"])
     acquire_timeout: Seconds = Field(default=5.0, description="seconds a call waits for a session")
     idle_timeout: Seconds = Field(default=300.0, description="seconds after which an idle session is closed")
-    max_lifetime: Seconds = Field(
-        default=1800.0, description="seconds until a session is replaced, once idle"
-    )
+    max_lifetime: Seconds = Field(default=1800.0, description="seconds until a session is replaced, once idle")
     health_interval: Seconds = Field(default=60.0, description="seconds between checks of idle sessions")
     refresh_interval: Seconds = Field(default=300.0, description="seconds until a catalogue is listed again")
     drain_timeout: Seconds = Field(default=20.0, description="seconds that open calls get at shutdown")
@@ -115,41 +113,49 @@ def without(table: Mapping[str, Any], key: Key) -> dict[str, Any]:
     return {name: value for name, value in table.items() if rest or name != head}
 
 
-_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$(?=[A-Za-z_{])")
+_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$\{.*|\$(?=[A-Za-z_])", re.S)
+"""A sign, a variable with or without a default, or what was meant to be one."""
 
 
 def expand(value: Any, environ: Mapping[str, str], key: Key = ()) -> tuple[Any, list[Problem]]:
     """A table (or another value) with `${VAR}`, `${VAR:-default}` and `$$` filled in, in all its texts and in
     none of its keys; and what is wrong with those that cannot be filled in and stay as they are."""
+    if isinstance(value, str):
+        return _filled_in(value, environ, key)
     problems: list[Problem] = []
-
-    def fill(match: re.Match[str]) -> str:
-        name, default = match[1], match[2]
-        if match[0] == "$$":
-            return "$"
-        if name is None:  # not quoted: the text may be a password that holds a '$'
-            problems.append(
-                Problem(key, "has a '$' that is no variable. Write ${VAR}, or $$ for the sign itself")
-            )
-        elif default is not None:
-            return environ.get(name) or default  # as in a shell, where ':-' stands in for an empty value too
-        elif name not in environ:
-            advice = f"set it in the environment or write ${{{name}:-default}}"
-            problems.append(Problem(key, f"needs the variable {name}, which is not set: {advice}"))
-        return environ.get(name or "", match[0])
 
     def inside(part: str | int, inner: Any) -> Any:
         filled, found = expand(inner, environ, (*key, part))
         problems.extend(found)
         return filled
 
-    if isinstance(value, str):
-        value = _VARIABLE.sub(fill, value)
-    elif len(key) < MAX_DEPTH and isinstance(value, dict):
+    if len(key) < MAX_DEPTH and isinstance(value, dict):
         value = {name: inside(name, inner) for name, inner in value.items()}
     elif len(key) < MAX_DEPTH and isinstance(value, list):
         value = [inside(index, inner) for index, inner in enumerate(value)]
     return value, problems
+
+
+def _filled_in(text: str, environ: Mapping[str, str], key: Key) -> tuple[str, list[Problem]]:
+    wrong: list[str] = []
+
+    def fill(match: re.Match[str]) -> str:
+        name, default = match[1], match[2]
+        if match[0] == "$$":
+            return "$"
+        if name is None:  # not quoted: the text may be a password that holds a '$'
+            wrong.append("has a '$' that is no variable. Write ${VAR}, or $$ for the sign itself")
+        elif default is not None:
+            return environ.get(name) or default  # as in a shell, where ':-' stands in for an empty value too
+        elif name not in environ:
+            advice = f"set it in the environment or write ${{{name}:-default}}"
+            wrong.append(f"needs the variable {name}, which is not set: {advice}")
+        else:
+            return environ[name]
+        return match[0]
+
+    filled = _VARIABLE.sub(fill, text)
+    return filled, [Problem(key, sentence) for sentence in dict.fromkeys(wrong)]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -281,11 +287,7 @@ def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
     """The model of the table at `key`; the last known one where the table is no model's."""
     for part in key:
         field = model.model_fields.get(str(part))
-        if (
-            field is not None
-            and isinstance(field.annotation, type)
-            and issubclass(field.annotation, BaseModel)
-        ):
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation
     return model
 

@@ -114,7 +114,7 @@ class IdentityMiddleware(Middleware):
     def __init__(self, local: Identity | None) -> None:
         self._local = local
 
-    async def on_request(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         token = _current.set(resolve_identity(self._local))
         try:
             return await call_next(context)

@@ -126,6 +126,8 @@ async def lease(
         held.close()
 
 
+_CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
+
 _current: ContextVar[Lease] = ContextVar("apollos_lease")
 
 
@@ -147,7 +149,9 @@ class PoolMiddleware(Middleware):
     def __init__(self, pool: McpConnectionPool, sessions: ClientSessions, target: Callable[[], Target]) -> None:
         self._pool, self._sessions, self._target = pool, sessions, target
 
-    async def _call(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        if context.method not in _CALLS:
+            return await call_next(context)
         identity = current_identity()
         if identity is None:
             raise InternalError("a call reached the pool without an identity")
@@ -160,5 +164,3 @@ class PoolMiddleware(Middleware):
                 return await call_next(context)
             finally:
                 _current.reset(token)
-
-    on_call_tool = on_read_resource = on_get_prompt = _call

@@ -84,9 +84,7 @@ class Timeouts(BaseModel):
 
     connect: Seconds = 5.0
     initialize: Seconds = 10.0
-    first_start: Seconds = Field(
-        default=30.0, description="initialise, the first time: a package may be downloaded"
-    )
+    first_start: Seconds = Field(default=30.0, description="initialise, the first time: a package may be downloaded")
     list: Seconds = Field(default=2.0, description="how long a listing waits for one backend")
     call: Seconds = Field(default=300.0, description="a call without progress")
     call_max: Seconds = Field(default=3600.0, description="a call however much progress it reports")
@@ -98,12 +96,8 @@ class ToolRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    include: tuple[str, ...] | None = Field(
-        default=None, description="offer only these", examples=['["read_file"]']
-    )
-    exclude: tuple[str, ...] = Field(
-        default=(), description="do not offer these", examples=['["delete_file"]']
-    )
+    include: tuple[str, ...] | None = Field(default=None, description="offer only these", examples=['["read_file"]'])
+    exclude: tuple[str, ...] = Field(default=(), description="do not offer these", examples=['["delete_file"]'])
     rename: dict[str, str] = Field(
         default_factory=dict, description="old name to new name", examples=['{ read_file = "read" }']
     )
@@ -235,12 +229,8 @@ class McpServerResource(BaseModel):
     env: dict[Text, Text] = Field(default_factory=dict, repr=False, examples=['{ LOG_LEVEL = "info" }'])
     cwd: Text | None = Field(default=None, min_length=1, examples=['"data"'])
 
-    url: str | None = Field(
-        default=None, min_length=1, repr=False, examples=['"https://docs.example.com/mcp"']
-    )
-    headers: dict[str, str] = Field(
-        default_factory=dict, repr=False, examples=['{ X-Api-Key = "${DOCS_KEY}" }']
-    )
+    url: str | None = Field(default=None, min_length=1, repr=False, examples=['"https://docs.example.com/mcp"'])
+    headers: dict[str, str] = Field(default_factory=dict, repr=False, examples=['{ X-Api-Key = "${DOCS_KEY}" }'])
 
     python: Text | None = Field(
         default=None,
@@ -352,9 +342,7 @@ class McpServerResource(BaseModel):
 Operation = Literal["read", "write"]
 
 
-def can_access(
-    resource: McpServerResource, user_id: str, roles: Iterable[str], operation: Operation = "read"
-) -> bool:
+def can_access(resource: McpServerResource, user_id: str, roles: Iterable[str], operation: Operation = "read") -> bool:
     """Whether a user may read (see and use) or write (change) a resource.
 
     Read: its creator, an `mcp.admin`, or one of its `required_roles`; `"*"` is everyone who is authenticated;

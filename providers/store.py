@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -136,22 +136,17 @@ class StoreMiddleware(Middleware):
             return True
         return not can_access(resource, identity.user_id, identity.roles)
 
-    async def _list(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Sequence[Any]]) -> Sequence[Any]:
-        return [] if self._hidden() else await call_next(context)
-
-    on_list_tools = on_list_resources = on_list_resource_templates = on_list_prompts = _list
-
-    async def on_call_tool(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if self._hidden():
-            raise NotFoundError(f"Unknown tool: {context.message.name!r}")
-        return await call_next(context)
-
-    async def on_read_resource(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if self._hidden():
-            raise NotFoundError(f"Unknown resource: {str(context.message.uri)!r}")
-        return await call_next(context)
-
-    async def on_get_prompt(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if self._hidden():
-            raise NotFoundError(f"Unknown prompt: {context.message.name!r}")
-        return await call_next(context)
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        if not self._hidden():
+            return await call_next(context)
+        match context.method:
+            case "tools/call":
+                raise NotFoundError(f"Unknown tool: {context.message.name!r}")
+            case "prompts/get":
+                raise NotFoundError(f"Unknown prompt: {context.message.name!r}")
+            case "resources/read":
+                raise NotFoundError(f"Unknown resource: {str(context.message.uri)!r}")
+            case "tools/list" | "resources/list" | "resources/templates/list" | "prompts/list":
+                return []
+            case _:
+                return await call_next(context)

@@ -441,7 +441,7 @@ def test_nothing_unexpected_is_inherited() -> None:
 async def test_a_process_that_ignores_everything_is_gone_with_its_child(arguments: tuple[str, ...]) -> None:
     async with opened(script("raw_stubborn.py", *arguments), shutdown=0.4) as (_, inbox):
         pids = (await inbox.next())["params"]
-    assert not any(is_running(pid) for pid in pids)
+    await all_gone(pids)
 
 
 async def test_a_launcher_that_left_a_child_fails_the_wire_and_loses_the_child() -> None:
@@ -543,7 +543,7 @@ async def test_a_cancelled_block_ends_the_process_and_stays_cancelled() -> None:
             await anyio.lowlevel.checkpoint()
         pytest.fail("the cancellation was swallowed")
     assert scope.cancelled_caught
-    assert not any(is_running(pid) for pid in pids)
+    await all_gone(pids)
 
 
 def children() -> list[int]:
