@@ -130,8 +130,8 @@ async def open_session(
         capabilities: what the client behind this session can be asked; exactly that is declared to the backend.
         on_change: told each `…/list_changed` method that the backend sends.
         deadline: seconds for connecting and negotiating together.
-        prefers_modern: which era to try first: the client's own, so that it finds what it would find directly (a session
-            that keeps state, or the 2026-07-28 way of asking). The other one is taken where the backend has only that.
+        prefers_modern: which era to try first: the client's own, so that it finds what it would find directly (a
+            session that keeps state, or the 2026-07-28 way of asking). The other one is taken where the backend has only that.
         era: `era` of an earlier session with the same server, so that it is negotiated once.
 
     Raises:

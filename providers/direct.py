@@ -1,7 +1,7 @@
 """A FastMCP server with one provider, whose look-ups go straight to it.
 
-FastMCP asks all providers of a server at once, then applies transforms, visibility and versions. The root server and the
-sub-servers have one provider each and none of the rest; asked directly, a look-up costs a tenth, on each of two levels.
+FastMCP asks all providers of a server at once, then applies transforms, visibility and versions. The root server and
+the sub-servers have one provider each and none of the rest; asked directly, a look-up costs a tenth, on both levels.
 `composition.mount` and `composition.gateway` make their servers of this.
 """
 

@@ -21,7 +21,7 @@ Message = dict[str, Any]
 """One JSON-RPC message, as `json.loads` gives it."""
 
 Deliver = Callable[[Message], Awaitable[None]]
-"""Takes one message from the backend, in order; it waits while the session above is busy (that is the back-pressure)."""
+"""Takes one message from the backend, in order; it waits while the session above is busy: the back-pressure."""
 
 OpenWire = Callable[[Deliver], AbstractAsyncContextManager["Wire"]]
 """Opens a wire that hands what it receives to the given `Deliver`. The body of the context may run only while the
@@ -41,7 +41,7 @@ class Wire(ABC):
     """One open line to a backend."""
 
     identity_in_meta: bool
-    """True where the caller's identity goes into the request's `_meta` (processes), false where it goes into headers."""
+    """True where the caller's identity goes into the request's `_meta` (processes), false where into headers."""
 
     def __init__(self, server: str) -> None:
         self.server = server
