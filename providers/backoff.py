@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from providers.errors import BackendError, BackendUnavailable
 
 _FIRST_DELAY = 0.5
+_BROKEN_AFTER = 5
 
 
 @dataclass(slots=True)
@@ -45,15 +46,20 @@ class Backoff:
         trouble = self._troubles.get(key)
         return max(0.0, trouble.until - self._clock()) if trouble else 0.0
 
-    def refusal(self, key: Hashable) -> BackendError | None:
-        """The error for a caller who comes while the server rests."""
+    def refusal(self, key: Hashable, *, is_tried: bool = False) -> BackendError | None:
+        """The error for a caller who comes while the server rests.
+
+        Args:
+            is_tried: an attempt is under way; who comes now need not wait for the end of a server that has failed so
+                often.
+        """
         rest = self.rests_for(key)
-        if not rest:
+        trouble = self._troubles.get(key)
+        if trouble is None or not (rest or (is_tried and trouble.failures >= _BROKEN_AFTER)):
             return None
-        trouble = self._troubles[key]
+        again = f"is tried again in {max(1, round(rest))} s" if rest else "is being tried again"
         return BackendUnavailable(
             trouble.error.server,
-            f"failed {trouble.failures} times in a row and is tried again in {max(1, round(rest))} s. "
-            f"Last reason: {trouble.error.problem}",
+            f"failed {trouble.failures} times in a row and {again}. Last reason: {trouble.error.problem}",
             not_sent=True,
         )

@@ -179,10 +179,14 @@ class McpConnectionPool:
         wanted = 0
         for waiter in list(self._waiters):
             connection = self._live.get(waiter.key)
-            if connection is not None:
+            if connection is not None and connection.state is not ConnectionState.CONNECTING:
                 self._join(waiter, connection)
-            elif refusal := self.backoff.refusal(waiter.target.key):
+            elif connection is not None and waiter.scope.deadline == math.inf:
+                pass  # it waits for the opening, which has deadlines of its own
+            elif refusal := self.backoff.refusal(waiter.target.key, is_tried=self._is_tried(waiter.target)):
                 self._answer(waiter, error=refusal)
+            elif connection is not None:
+                waiter.scope.deadline = math.inf
             elif len(self._all) < self.limits.max_connections:
                 self._open(waiter)
             else:
@@ -197,10 +201,12 @@ class McpConnectionPool:
             if connection.session is not None:
                 connection.session.wire.identity = waiter.caller.identity
             self._answer(waiter, connection)
-        elif connection.state is ConnectionState.CONNECTING:
-            waiter.scope.deadline = math.inf  # opening has deadlines of its own
         elif waiter.scope.deadline == math.inf:
             waiter.scope.deadline = anyio.current_time() + self.limits.acquire_timeout
+
+    def _is_tried(self, target: Target) -> bool:
+        """Whether a connection to this generation of the server is being opened."""
+        return any(each.state is ConnectionState.CONNECTING and each.target.key == target.key for each in self._all)
 
     def _answer(
         self, waiter: _Waiter, connection: PooledConnection | None = None, error: BackendError | None = None

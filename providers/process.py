@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteReceiveStream, Process
 
-from providers.errors import BackendUnavailable
+from providers.errors import BackendError, BackendUnavailable
 from providers.resource import McpServerResource
 
 _USER = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "TZ", "TMPDIR")
@@ -121,20 +121,16 @@ async def receive(stream: ByteReceiveStream, max_bytes: int) -> bytes:
         return b""
 
 
-class LineTooLong(Exception):
-    """Raised when a line grows beyond the limit of a splitter that does not cut."""
-
-
 class LineSplitter:
-    """Splits chunks of bytes into lines, looking at each byte once and keeping no more than one line of
-    `limit` bytes.
+    """Splits chunks of bytes into lines, looking at each byte once and keeping no more than one line.
 
     Args:
-        cut: drop what goes beyond the limit, instead of raising `LineTooLong`.
+        limit: the longest line, in bytes.
+        too_long: what to raise when a line grows longer; None cuts it.
     """
 
-    def __init__(self, limit: int, *, cut: bool = False) -> None:
-        self._limit, self._cut = limit, cut
+    def __init__(self, limit: int, too_long: BackendError | None = None) -> None:
+        self._limit, self._too_long = limit, too_long
         self._line = bytearray()
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
@@ -152,8 +148,8 @@ class LineSplitter:
 
     def _keep(self, piece: bytes) -> None:
         room = self._limit - len(self._line)
-        if len(piece) > room and not self._cut:
-            raise LineTooLong
+        if len(piece) > room and self._too_long is not None:
+            raise self._too_long
         self._line += piece[:room]
 
 
@@ -170,7 +166,7 @@ class Stderr:
 
     async def follow(self, stream: ByteReceiveStream) -> None:
         """Until the stream ends."""
-        lines = LineSplitter(_STDERR_BYTES, cut=True)
+        lines = LineSplitter(_STDERR_BYTES)
         while chunk := await receive(stream, _STDERR_BYTES):
             for line in lines.feed(chunk):
                 self._note(line)

@@ -25,7 +25,6 @@ from providers.process import (
     SIGKILL,
     STREAM_ENDED,
     LineSplitter,
-    LineTooLong,
     ProcessGroup,
     Stderr,
     receive,
@@ -189,10 +188,8 @@ class StdioWire(Wire):
                 await self._deliver_lines(stdout)
             while await receive(stdout, _CHUNK_BYTES):
                 pass  # a process that is to end, and has more to say, must not be held up by a full pipe
-        except LineTooLong:
-            cap = f"{self._max_message_bytes / 2**20:g} MiB"
-            problem = f"sent a line of more than {cap}, the most that one message may have. It was ended."
-            self._give_up(BackendProtocolError(self.server, problem))
+        except BackendProtocolError as too_long:
+            self._give_up(too_long)
         except Exception:  # the task ends here: a fault of the session above fails this wire, not all that use it
             logger.exception("server '%s': a message could not be delivered", self.server)
             self._give_up(BackendProtocolError(self.server, "sent a message that could not be handled. See the log."))
@@ -203,7 +200,9 @@ class StdioWire(Wire):
         self._give_up(BackendUnavailable(self.server, "closed its stdout while it ran on. It was ended."))
 
     async def _deliver_lines(self, stdout: ByteReceiveStream) -> None:
-        lines = LineSplitter(self._max_message_bytes)
+        cap = f"{self._max_message_bytes / 2**20:g} MiB"
+        problem = f"sent a line of more than {cap}, the most that one message may have. It was ended."
+        lines = LineSplitter(self._max_message_bytes, BackendProtocolError(self.server, problem))
         while chunk := await receive(stdout, _CHUNK_BYTES):
             for number, line in enumerate(lines.feed(chunk), start=1):
                 message = _parse(line)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import anyio
-import anyio.to_thread
+import anyio.from_thread
 import pytest
+from anyio.streams.memory import MemoryObjectReceiveStream
 
+from composition import servers_file
 from composition.servers_file import MAX_FILE_BYTES, Configuration, load_configuration, watch_configuration
 from composition.settings import Settings
 from providers.errors import ConfigurationError
-from providers.resource import Isolation, Timeouts, TransportType
+from providers.resource import Isolation, Timeouts
 
 
 @pytest.fixture
@@ -302,11 +306,36 @@ def test_a_file_is_at_most_1_mib(file: Path) -> None:
 
 SERVER_X = '[servers.x]\ncommand = "c"\n'
 
-Changes = AsyncGenerator[Configuration | ConfigurationError]
+Changes = AsyncGenerator[Configuration | ConfigurationError, None]
+Looks = MemoryObjectReceiveStream[None]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
+    """Receives once for each time that the file was looked at."""
+    send, receive = anyio.create_memory_object_stream[None](math.inf)
+    look = servers_file._look
+
+    def look_and_tell(*arguments: Any) -> Any:
+        outcome = look(*arguments)
+        anyio.from_thread.run_sync(send.send_nowait, None)
+        return outcome
+
+    monkeypatch.setattr(servers_file, "_look", look_and_tell)
+    with send, receive:
+        yield receive
 
 
 def write(file: Path, text: str) -> None:
     file.write_text(text)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def link(file: Path, target: Path) -> None:
+    file.symlink_to(target)
 
 
 def replace(file: Path, text: str) -> None:
@@ -338,8 +367,15 @@ async def test_each_change_gives_a_configuration_or_its_error(file: Path) -> Non
         assert await next_change(changes) == "x"
 
 
-async def test_without_a_fingerprint_changes_count_from_the_first_look(file: Path) -> None:
-    write(file, SERVER_X)
+async def test_a_change_that_was_made_before_watching_is_not_missed(file: Path) -> None:
+    loaded = load(file, SERVER_X)
+    replace(file, SERVER_X.replace("x", "y"))
+    async with aclosing(watch_configuration(file, {}, since=loaded.fingerprint)) as changes:
+        assert await next_change(changes) == "y"
+
+
+async def test_the_same_bytes_and_other_files_give_nothing(file: Path, looks: Looks) -> None:
+    load(file, SERVER_X)
     async with aclosing(watch_configuration(file, {})) as changes, anyio.create_task_group() as tasks:
         found: list[str] = []
 
@@ -347,16 +383,30 @@ async def test_without_a_fingerprint_changes_count_from_the_first_look(file: Pat
             found.append(await next_change(changes))
 
         tasks.start_soon(note_the_next)
-        await anyio.wait_all_tasks_blocked()  # it looks at the file, or waits for a change
+        await looks.receive()
+        replace(file, SERVER_X)
+        write(file.with_name("other.toml"), "[[")
+        for _ in range(2):  # the first may have begun before the writing
+            await looks.receive()
         replace(file, SERVER_X.replace("x", "y"))
     assert found == ["y"]
 
 
-async def test_the_same_bytes_and_other_files_give_nothing(file: Path) -> None:
+async def test_a_link_is_followed_to_its_file(file: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    target = tmp_path_factory.mktemp("elsewhere") / "real.toml"
+    link(file, target)
     loaded = load(file, SERVER_X)
     async with aclosing(watch_configuration(file, {}, since=loaded.fingerprint)) as changes:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(changes_nothing, changes)
-            replace(file, SERVER_X)
+        replace(target, SERVER_X.replace("x", "y"))
+        assert await next_change(changes) == "y"
 
 
+async def test_watching_ends_at_once(file: Path, looks: Looks) -> None:
+    load(file, SERVER_X)
+    async with aclosing(watch_configuration(file, {})) as changes, anyio.create_task_group() as tasks:
+        tasks.start_soon(next_change, changes)
+        await looks.receive()
+        await anyio.wait_all_tasks_blocked()
+        began = time.monotonic()
+        tasks.cancel_scope.cancel()
+    assert time.monotonic() - began < 0.5  # and not when its thread has waited long enough

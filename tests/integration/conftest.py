@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from tests.helpers.processes import ServerCommand
 
 NPM = Path(__file__).parent / "npm"
 UVX_VERSIONS = {"mcp-server-git": "2026.10.19", "mcp-server-time": "2026.10.19"}
+
+NPM_OPTIONS = ("--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1")
 
 FETCH_TIMEOUT = 180
 """Seconds for fetching one package, or all of npm's."""
@@ -71,7 +72,7 @@ def npm_servers() -> Path:
     with (NPM / "package.json").open() as wanted:
         fcntl.flock(wanted, fcntl.LOCK_EX)  # two test runs at once install once
         if not installed(json.load(wanted)["dependencies"]):
-            fetch("npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", cwd=NPM)
+            fetch("npm", "install", *NPM_OPTIONS, cwd=NPM)
     return NPM / "node_modules" / ".bin"
 
 
@@ -85,20 +86,25 @@ def installed(dependencies: dict[str, str]) -> bool:
 
 
 def uvx(package: str, *args: str) -> ServerCommand:
-    """The command of a server from PyPI, fetched now, so that no test waits for the network or needs it."""
+    """The command of a server from PyPI, fetched now unless it is here already: no test waits for the network."""
     pinned = f"{package}@{UVX_VERSIONS[package]}"
-    fetch("uvx", pinned, "--help")
+    if run("uvx", "--offline", pinned, "--help") is not None:
+        fetch("uvx", pinned, "--help")
     return ServerCommand("uvx", ["--offline", pinned, *args])
 
 
 def fetch(*command: str, cwd: Path | None = None) -> None:
-    """Run a command that fetches something or needs a program that may be missing; skip if it cannot."""
-    program = shutil.which(command[0])
-    if program is None:
-        pytest.skip(f"{command[0]} is not installed")
+    """Run a command that needs the network, or a program that may be missing; skip if it fails."""
+    if problem := run(*command, cwd=cwd):
+        pytest.skip(f"'{' '.join(command)}' {problem}")
+
+
+def run(*command: str, cwd: Path | None = None) -> str | None:
+    """Run a command; what went wrong, if something did."""
     try:
-        done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
+    except FileNotFoundError:
+        return "was not found: it is not installed"
     except subprocess.TimeoutExpired:
-        pytest.skip(f"'{' '.join(command)}' took longer than {FETCH_TIMEOUT} s; is the network there?")
-    if done.returncode != 0:
-        pytest.skip(f"'{' '.join(command)}' failed: {done.stderr.strip()[-300:]}")
+        return f"took longer than {FETCH_TIMEOUT} s: is the network there?"
+    return f"failed: {done.stderr.strip()[-300:]}" if done.returncode else None

@@ -18,17 +18,31 @@ quickly, and speaks the handshake era. The modes:
     wrong-id      answers a call with an id that nobody asked with
     twice         answers each call twice
     die-in-call   ends the process in the middle of a call
+    progress      reports progress on a call for ever and never answers it
+    late          answers a call with the text "wait" only when it is cancelled, and other calls at once
+    bad-text      answers a call with text that is not UTF-8, within proper JSON
+    no-object     answers a call with a result that is not an object
+    wrong-shape   answers a call with a result that is no tool's
+    many-tools    offers 10,000 tools
+    big-schema    offers a tool whose schema has 5 MB
+    endless-list  offers one page of tools after the other, and never the last
+    stubborn      heeds neither the end of its input nor any polite signal, and has a child that is like it
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
@@ -39,7 +53,11 @@ FLOOD = 20_000
 BIG = 64 * 1024 * 1024
 PIECE = b"x" * 65536
 
-STREAMED = ("flood", "twice")
+MANY = 10_000
+BIG_SCHEMA = 5 * 1024 * 1024
+PROGRESS_PAUSE = 0.02
+
+STREAMED = ("flood", "twice", "progress")
 """Over HTTP one JSON body holds one message; these modes send several and so answer with an event stream."""
 
 ECHO = {
@@ -100,6 +118,30 @@ def die_in_call(message: Message) -> Lines:
     os._exit(1)
 
 
+def progress(message: Message) -> Lines:
+    token = message["params"].get("_meta", {}).get("progressToken")
+    for step in itertools.count(1):
+        yield line({"method": "notifications/progress", "params": {"progressToken": token, "progress": step}})
+        time.sleep(PROGRESS_PAUSE)
+
+
+def unless_it_waits(message: Message) -> Lines:
+    if message["params"]["arguments"]["text"] != "wait":
+        yield echo_answer(message)
+
+
+def bad_text(message: Message) -> Lines:
+    yield echo_answer({**message, "params": {"arguments": {"text": "HERE"}}}).replace(b"HERE", b"caf\xe9")
+
+
+def no_object(message: Message) -> Lines:
+    yield line({"id": message["id"], "result": ["hello"]})
+
+
+def wrong_shape(message: Message) -> Lines:
+    yield answer(message, {"content": "hello"})
+
+
 def properly(message: Message) -> Lines:
     yield echo_answer(message)
 
@@ -121,6 +163,15 @@ CALLS: dict[str, Callable[[Message], Lines]] = {
     "wrong-id": wrong_id,
     "twice": twice,
     "die-in-call": die_in_call,
+    "progress": progress,
+    "late": unless_it_waits,
+    "bad-text": bad_text,
+    "no-object": no_object,
+    "wrong-shape": wrong_shape,
+    "many-tools": properly,
+    "big-schema": properly,
+    "endless-list": properly,
+    "stubborn": properly,
 }
 SILENT = {"init-hang": "initialize", "list-hang": "tools/list"}
 
@@ -132,7 +183,22 @@ def respond(mode: str, message: Message) -> Lines:
         return never(message)
     if method == "tools/call":
         return CALLS[mode](message)
+    if method == "tools/list":
+        return iter([answer(message, tools(mode, message))])
     return iter([plain_answer(message, method)])
+
+
+def tools(mode: str, message: Message) -> Message:
+    if mode == "many-tools":
+        return {"tools": [ECHO, *({**ECHO, "name": f"echo-{number}"} for number in range(1, MANY))]}
+    if mode == "big-schema":
+        schema = {"type": "object", "properties": {"text": {"description": "x" * BIG_SCHEMA}}}
+        return {"tools": [ECHO, {**ECHO, "name": "big", "inputSchema": schema}]}
+    if mode == "endless-list":
+        page = int((message.get("params") or {}).get("cursor", 0)) + 1
+        more = [{**ECHO, "name": f"echo-{page}-{number}"} for number in range(100)]
+        return {"tools": [ECHO, *more] if page == 1 else more, "nextCursor": str(page)}
+    return {"tools": [ECHO]}
 
 
 def plain_answer(message: Message, method: str) -> bytes:
@@ -141,8 +207,6 @@ def plain_answer(message: Message, method: str) -> bytes:
         server = {"name": "hang", "version": "1"}
         result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": server}
         return answer(message, result)
-    if method == "tools/list":
-        return answer(message, {"tools": [ECHO]})
     if method == "ping":
         return answer(message, {})
     return line({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
@@ -158,7 +222,23 @@ def serve_stdio(mode: str) -> None:
         if is_request(message):
             for piece in respond(mode, message):
                 sys.stdout.buffer.write(piece)
+                if mode == "progress":
+                    sys.stdout.buffer.flush()
             sys.stdout.buffer.flush()
+        elif mode == "late" and message["method"] == "notifications/cancelled":
+            late = {"id": message["params"]["requestId"], "params": {"arguments": {"text": "late"}}}
+            sys.stdout.buffer.write(echo_answer(late))
+            sys.stdout.buffer.flush()
+
+
+def be_stubborn(has_child: bool = True) -> None:
+    for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(polite, signal.SIG_IGN)
+    if has_child:
+        child = "import signal, hang; hang.be_stubborn(False); print(flush=True); signal.pause()"
+        process = subprocess.Popen([sys.executable, "-c", child], cwd=Path(__file__).parent, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -233,8 +313,12 @@ def main() -> None:
     parser.add_argument("mode", choices=CALLS)
     parser.add_argument("--http", type=int, metavar="PORT")
     arguments = parser.parse_args()
+    if arguments.mode == "stubborn":
+        be_stubborn()
     if arguments.http is None:
         serve_stdio(arguments.mode)
+        while arguments.mode == "stubborn":
+            signal.pause()
     else:
         serve_http(arguments.mode, arguments.http)
 
