@@ -69,9 +69,9 @@ class CallClock:
 
 @dataclass(slots=True)
 class Front:
-    """The client's request that waits for a call."""
+    """The client's request that waits for a call. Messages for it come from the backend's task."""
 
-    context: Context
+    request: Any
     caller: Caller
     progress_token: str | int | None = None
     clock: CallClock = field(init=False)
@@ -79,9 +79,9 @@ class Front:
 
     async def tell(self, method: str, params: Json) -> None:
         """Pass a notification on, if this client wants it; a client that is gone is no error."""
-        if method == "notifications/message" and not lines.wants_log(self.context, str(params.get("level"))):
+        if method == "notifications/message" and not lines.wants_log(self.request, str(params.get("level"))):
             return
-        await lines.tell_client(self.context, method, params)
+        await lines.tell_client(self.request, method, params)
 
     async def progress(self, params: Json) -> None:
         """Pass progress on under the client's own token."""
@@ -94,11 +94,14 @@ class Front:
         Raises:
             MCPError: the client refused, or cannot be asked.
         """
-        return await lines.ask_client(self.context, method, params)
+        return await lines.ask_client(self.request, method, params)
 
 
-def front_of(context: Context, caller: Caller) -> Front:
-    return Front(context, caller, lines.progress_token(context))
+def front_of(context: Context | None, caller: Caller) -> Front | None:
+    """The front of the request that runs in this task, if there is one."""
+    if context is None or (request := lines.live_request(context)) is None:
+        return None
+    return Front(request, caller, lines.progress_token(context))
 
 
 class ClientSessions:

@@ -241,10 +241,14 @@ def _backend_error_in(error: BaseException) -> BackendError | None:
     return next((cause for cause in _causes(error) if isinstance(cause, BackendError)), None)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, the members of its groups, and what caused each; a member may well name its group as its context."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        error = waiting.pop(0)
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
         yield error
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from _causes(inner)
-        error = error.__cause__ or error.__context__
+        inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        waiting += [*inner, *(cause for cause in (error.__cause__, error.__context__) if cause is not None)]

@@ -157,8 +157,7 @@ class PoolMiddleware(Middleware):
             raise InternalError("a call reached the pool without an identity")
         request = context.fastmcp_context
         caller = self._sessions.caller(request, identity)
-        front = front_of(request, caller) if request is not None and request.request_context is not None else None
-        async with lease(self._pool, self._target(), caller, front) as held:
+        async with lease(self._pool, self._target(), caller, front_of(request, caller)) as held:
             token = _current.set(held)
             try:
                 return await call_next(context)

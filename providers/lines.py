@@ -201,7 +201,7 @@ def progress_token(context: Context) -> str | int | None:
     meta = _meta_of(context)
     if meta is None:
         return None
-    token: str | int | None = meta.get("progress_token") if MODERN else meta.progressToken
+    token: str | int | None = meta.get("progressToken") if MODERN else meta.progressToken
     return token
 
 
@@ -211,7 +211,7 @@ def request_meta(context: Context) -> Json:
     if not meta:
         return {}
     raw = dict(meta) if MODERN else meta.model_dump(by_alias=True, mode="json", exclude_none=True)
-    own = ("io.modelcontextprotocol/", "progressToken", "progress_token")
+    own = ("io.modelcontextprotocol/", "progressToken")
     return {key: value for key, value in raw.items() if not key.startswith(own)}
 
 
@@ -231,24 +231,24 @@ def continuation(context: Context) -> Json:
 _LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 
 
-def wants_log(context: Context, level: str) -> bool:
+def live_request(context: Context) -> Any:
+    """The client's request that this context stands for, or None. A context looks it up anew each time, in a variable of
+    the running task: whoever passes messages on from another task must hold the request itself."""
+    return context.request_context
+
+
+def wants_log(request: Any, level: str) -> bool:
     """Whether the client asked for log messages of this level: by `logging/setLevel`, or per request in 2026-07-28."""
     if level not in _LEVELS:
         return False
-    session = context.session
+    session = request.session
     if not MODERN:
         wanted = getattr(session, "_minimum_logging_level", None)
-    elif is_modern_request(context):
+    elif request.protocol_version in MODERN_PROTOCOL_VERSIONS:
         return level in session._allowed_log_levels
-    else:
-        wanted = _root_log_level(context)
+    else:  # FastMCP keeps the level on the server that got the request, which is the root; ours is a sub-server
+        wanted = session._connection.state.get("apollos_log_level")
     return wanted is None or _LEVELS.index(level) >= _LEVELS.index(wanted)
-
-
-def _root_log_level(context: Context) -> str | None:
-    """FastMCP keeps the level on the server that got the request, which is the root; ours is a sub-server."""
-    owner = session_owner(context)
-    return owner.state.get("apollos_log_level") if owner is not None else None
 
 
 def remember_log_level(context: Context, level: str) -> None:
@@ -258,27 +258,25 @@ def remember_log_level(context: Context, level: str) -> None:
         owner.state["apollos_log_level"] = level
 
 
-async def ask_client(context: Context, method: str, params: Json | None) -> Json:
+async def ask_client(request: Any, method: str, params: Json | None) -> Json:
     """Send a request to the client on the stream of the request it is waiting for.
 
     Raises:
         MCPError: the client answered with an error or cannot be asked.
     """
-    related = context.request_context.request_id  # type: ignore[union-attr]
-    result = await context.session.send_request(
-        RawRequest(method=method, params=params),  # type: ignore[arg-type]
+    result = await request.session.send_request(
+        RawRequest(method=method, params=params),
         RawResult,
-        metadata=ServerMessageMetadata(related_request_id=related),
+        metadata=ServerMessageMetadata(related_request_id=request.request_id),
     )
-    return result.root
+    root: Json = result.root
+    return root
 
 
-async def tell_client(context: Context, method: str, params: Json | None) -> None:
+async def tell_client(request: Any, method: str, params: Json | None) -> None:
     """Send a notification on the stream of the request that the client is waiting for."""
-    related = context.request_context.request_id  # type: ignore[union-attr]
-    await context.session.send_notification(
-        RawRequest(method=method, params=params),  # type: ignore[arg-type]
-        related_request_id=related,
+    await request.session.send_notification(
+        RawRequest(method=method, params=params), related_request_id=request.request_id
     )
 
 

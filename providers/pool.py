@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
@@ -221,7 +222,8 @@ class McpConnectionPool:
         self._live[waiter.key] = connection
         self._all.add(connection)
         waiter.scope.deadline = math.inf
-        self._tasks.start_soon(self._run, connection)
+        # In a context of its own: the connection outlives the request that opened it, and is to know nothing of it.
+        Context().run(self._tasks.start_soon, self._run, connection)
 
     def _make_room(self, wanted: int) -> None:
         """Retire the connections that were idle longest, as many as callers wait for a slot and none is on its way."""

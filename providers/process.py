@@ -46,8 +46,7 @@ nothing: its input has ended, and that is how MCP says goodbye."""
 _POLL = 0.02
 
 _STDERR_BYTES = 4 * 1024
-"""The longest line of stderr that is kept, and what is read at once: a flood shares the event loop with
-others."""
+"""The longest line of stderr that is kept, and what is read at once: a flood shares the event loop."""
 
 _LAST_LINES = 20
 _LAST_WORDS = 300

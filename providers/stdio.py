@@ -54,7 +54,7 @@ async def stdio_wire(
     *,
     shutdown: float | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
-) -> AsyncIterator[Wire]:
+) -> AsyncIterator[StdioWire]:
     """Start a resource's command and keep it for the length of the block.
 
     No shell is involved. The environment is `process.child_environment`: a small part of the gateway's, and

@@ -18,27 +18,33 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     # imports go down only; modules on one line never import each other
     ("server",),
-    ("composition.registry", "composition.servers_file"),
-    ("composition.mount", "composition.settings"),
-    # ---------------------------------------------------- providers/ never imports composition/
+    ("composition.cli",),
+    ("composition.http", "composition.report"),
+    ("composition.gateway",),
+    ("composition.root",),
+    ("composition.registry",),
+    ("composition.mount", "composition.servers_file"),
+    ("composition.settings",),
+    # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
     ("providers.catalogue",),
-    ("providers.lease",),
+    ("providers.lease", "providers.components"),
     ("providers.pool",),
-    ("providers.connection",),
-    ("providers.client", "providers.stdio", "providers.remote", "providers.sse", "providers.inprocess"),
-    ("providers.http_wire", "providers.guardian", "providers.store"),
-    ("providers.caller", "providers.wire", "providers.resource"),
-    ("providers.identity", "providers.backoff", "providers.event_stream", "providers.components"),
+    ("providers.client", "providers.connection", "providers.backoff"),
+    ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
+    ("providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
+    ("providers.endpoint",),
+    ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
+    ("providers.identity", "providers.direct"),
     ("providers.errors", "providers.lines"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 
 OWNERS: dict[str, tuple[str, ...]] = {
-    # one vendor, one file; the files named here are the only ones that import it
-    "aiohttp": ("providers/http_wire.py", "providers/remote.py", "providers/sse.py"),
+    # the only files that import a vendor's package; everybody else asks there
+    "aiohttp": ("providers/endpoint.py",),
     "docker": ("providers/docker.py",),
-    "mcp": ("providers/lines.py", "providers/client.py", "providers/inprocess.py"),
+    "mcp": ("providers/lines.py", "providers/session.py", "providers/client.py", "providers/inprocess.py"),
     "mcp_types": ("providers/lines.py",),
     "redis": ("providers/store_redis.py",),
     "uvicorn": ("composition/http.py",),
@@ -48,18 +54,15 @@ OWNERS: dict[str, tuple[str, ...]] = {
 TOUCHES_PRIVATE = ("providers/lines.py",)
 """Where private names of FastMCP and of the SDK are used, each with its reason: an upgrade is one file."""
 
+WHERE_THE_LOOP_IS_RUN = ("composition/cli.py", "composition/http.py", "composition/gateway.py")
+"""Here tasks outlive what started them: uvicorn's signals, the command itself, the task that holds all lifetimes."""
+
 FORBIDDEN: dict[str, tuple[str, tuple[str, ...]]] = {
     # the call, what to do instead, and the files that may make it
-    "asyncio.create_task": (
-        "a task belongs to an anyio task group, which waits for it",
-        ("composition/gateway.py",),  # the one task that holds all task groups, joined when the lifespan ends
-    ),
+    "asyncio.create_task": ("a task belongs to an anyio task group, which waits for it", WHERE_THE_LOOP_IS_RUN),
     "asyncio.ensure_future": ("a task belongs to an anyio task group, which waits for it", ()),
     "asyncio.sleep": ("use anyio, as everywhere", ()),
-    "time.sleep": (
-        "it stops every caller; use anyio.sleep, or a thread",
-        ("providers/guardian.py",),  # the half that runs as a process of its own
-    ),
+    "time.sleep": ("it stops every caller; use anyio.sleep, or a thread", ("providers/guardian.py",)),
 }
 
 PLACES = (
@@ -101,6 +104,13 @@ CHECKS: dict[str, Check] = {
 def test_the_house_keeps(rule: str) -> None:
     breaches = CHECKS[rule](ROOT)
     assert not breaches, "\n".join([f"{rule}:", *breaches])
+
+
+def test_the_architecture_page_draws_the_floors() -> None:
+    drawing = "\n".join(" · ".join(module.rpartition(".")[2] for module in floor) for floor in FLOORS)
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    shown = "\n".join(line for line in page.splitlines() if not line.startswith("───"))
+    assert f"```\n{drawing}\n```" in shown, f"docs/architecture.md should show (and may rule a line in it):\n{drawing}"
 
 
 def test_the_median_function_is_short() -> None:
@@ -238,9 +248,7 @@ def test_the_small_tree_breaks_no_rule(small_tree: Path) -> None:
 
 
 @pytest.mark.parametrize(("rule", "path", "code", "told"), BREACHES)
-def test_a_seeded_breach_is_found(
-    small_tree: Path, rule: str, path: str, code: str | None, told: str
-) -> None:
+def test_a_seeded_breach_is_found(small_tree: Path, rule: str, path: str, code: str | None, told: str) -> None:
     write(small_tree, path, code)
     with pytest.raises(AssertionError, match=told):
         assert CHECKS[rule](small_tree) == []

@@ -55,6 +55,31 @@ def test_each_setting_has_a_variable_that_wins_over_the_file() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[gateway]\nnmae = "x"', ":2: [gateway] key 'nmae' is unknown. Did you mean 'name'? Allowed: name,"),
+        ('[gateway]\nname = ""', ":2: [gateway] key 'name' must not be empty"),
+        ("[gateway]\nmax_connections = 0", ":2: [gateway] key 'max_connections' must be greater than 0"),
+        ("[gateway]\nmax_connections = 1.5", "[gateway] key 'max_connections' must be a whole number; found a number"),
+        ("[gateway]\nmax_connections = true", "key 'max_connections' must be a whole number; found true or false"),
+        ("[gateway]\nidle_timeout = true", "[gateway] key 'idle_timeout' must be a number; found true or false"),
+        ("[gateway]\nidle_timeout = -1", "[gateway] key 'idle_timeout' must be greater than 0"),
+        ("[gateway]\ntimeouts = { call = inf }", "[gateway] key 'timeouts.call' must be a finite number"),
+        ("[gateway.timeouts]\n\ncal = 3", ":3: [gateway] key 'timeouts.cal' is unknown. Did you mean 'call'?"),
+        ("[gateway]\ntimeouts = 5", ":2: [gateway] key 'timeouts' must be a table; found a number. For exam"),
+        (
+            '[gateway]\nstore = "redis://u:p4ss@h"',
+            "[gateway] key 'store' must be \"memory://\": sqlite:// and redis://",
+        ),
+    ],
+)
+def test_a_mistake_under_gateway_is_told_with_its_line(file: Path, text: str, told: str) -> None:
+    [problem] = problems(file, text)
+    assert told in problem
+    assert "p4ss" not in problem
+
+
 def test_a_variable_that_is_empty_or_unknown_is_ignored() -> None:
     environ = {"APOLLOS_NAME": "", "APOLLOS_SERVERS": "x", "APOLLOS_USER_ID": "x", "APOLLOS_NMAE": "x"}
     assert read_settings({}, environ) == (Settings(), [])
@@ -189,10 +214,11 @@ ODD_VALUES = (
     '[ # a comment with ] and "\n  "a]",\n\n  """b""", # ]\n]',
     '"""\n[servers.fake]\nkey = 1\n"""',
     "'''\nkey = 1 ]\n\\'''",
-    '"""a \\"""" # c\n"""',
+    '"""a \\"""" # c',
     "1979-05-27 07:32:00",
     "[[1], [{ a = ']' }]]",
 )
+ODD_SIGNS = "[]{}=\"'\\\n\r,.#\0é$"
 ODD_KEYS = ("plain", "a-b", '"quo ted"', "'lit.eral'", 'dot . "ted.key"', '"esc\\u0041\\"]"')
 
 
@@ -240,8 +266,8 @@ def test_no_text_breaks_the_search_for_lines(seed: int) -> None:
     chance = random.Random(seed)
     text = list(odd_document(seed)[0])
     for _ in range(20):
-        text[chance.randrange(len(text)) :][:1] = chance.choice("[]{}=\"'\\\n\r,.#\0é$")
-        text.insert(chance.randrange(len(text)), chance.choice("[]{}=\"'\\\n\r,.#\0é$"))
+        text[chance.randrange(len(text))] = chance.choice(ODD_SIGNS)
+        text.insert(chance.randrange(len(text)), chance.choice(ODD_SIGNS))
     assert all(1 <= line <= text.count("\n") + 1 for line in key_lines("".join(text)).values())
 
 

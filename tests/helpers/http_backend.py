@@ -222,9 +222,9 @@ def was_not_sent(error: Message) -> bool:
     return bool((error.get("data") or {}).get(NOT_SENT))
 
 
-def wire_tasks() -> set[str]:
-    """The tasks that wires have now, by name."""
-    return {name for task in asyncio.all_tasks() if "HttpWire" in (name := task.get_name())}
+def wire_tasks() -> list[str]:
+    """The tasks that wires have now, by the names of what they run."""
+    return [name for task in asyncio.all_tasks() if (name := task.get_name()).startswith("providers.")]
 
 
 async def at_rest() -> None:

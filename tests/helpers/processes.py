@@ -58,9 +58,7 @@ class HttpServer:
 
 
 @asynccontextmanager
-async def http_server(
-    script: str, *args: str, port: int = 0, path: str = "/mcp"
-) -> AsyncIterator[HttpServer]:
+async def http_server(script: str, *args: str, port: int = 0, path: str = "/mcp") -> AsyncIterator[HttpServer]:
     """A server from tests/servers over HTTP.
 
     Args:

@@ -21,9 +21,7 @@ ROOMS = ("composition", "providers")
 DOOR = "server"
 BROAD = ("Exception", "BaseException")
 BUILT_IN_ERRORS = frozenset(
-    name
-    for name, value in vars(builtins).items()
-    if isinstance(value, type) and issubclass(value, BaseException)
+    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
 )
 PUBLIC = frozenset({"_replace", "_asdict", "_make", "_fields", "_exit", "_getframe"})
 """Documented by the standard library in spite of the underscore."""
@@ -91,9 +89,7 @@ def imports(module: Module) -> Iterator[tuple[ast.AST, str]]:
 def unranked(root: Path, ranks: Mapping[str, int]) -> list[str]:
     """Modules without a rank, and ranks without a module."""
     names = {module.name for module in modules(root)} - set(ROOMS)
-    missing = [
-        f"{name} has no rank: give it one, above all that it imports" for name in sorted(names - set(ranks))
-    ]
+    missing = [f"{name} has no rank: give it one, above all that it imports" for name in sorted(names - set(ranks))]
     return missing + [f"{name} has a rank and no file: take it out" for name in sorted(set(ranks) - names)]
 
 
@@ -192,17 +188,13 @@ def without_docstring(root: Path, least: int) -> list[str]:
 def long_files(root: Path, most: int) -> list[str]:
     """Files of ours, tests included, with too many lines."""
     sizes = ((module.path, module.text.count("\n")) for module in all_python(root))
-    return [
-        f"{path}: {size} lines, at most {most}: make two rooms of it" for path, size in sizes if size > most
-    ]
+    return [f"{path}: {size} lines, at most {most}: make two rooms of it" for path, size in sizes if size > most]
 
 
 def long_functions(root: Path, most: int) -> list[str]:
     """Functions of ours, tests included, with too many lines; a docstring does not count."""
     return [
-        module.at(
-            function, f"{function.name} has {size} lines, at most {most}: what has parts is several functions"
-        )
+        module.at(function, f"{function.name} has {size} lines, at most {most}: what has parts is several functions")
         for module in all_python(root)
         for function, size in functions(module)
         if size > most

@@ -1,7 +1,7 @@
 """Real third-party servers, each as the command that stands in servers.toml.
 
-They come from PyPI by `uvx` and from npm, in exact versions. What is missing is fetched once; where that is not
-possible the tests are skipped with the reason, and in CI they fail.
+They come from PyPI by `uvx` (versions in `uvx.txt`) and from npm (versions in `npm/package.json`). What is missing
+is fetched once; where that is not possible the tests are skipped with the reason, and in CI they fail.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import pytest
 
 from tests.helpers.processes import ServerCommand
 
-NPM = Path(__file__).parent / "npm"
-UVX_VERSIONS = {"mcp-server-git": "2026.10.19", "mcp-server-time": "2026.10.19"}
-
+HERE = Path(__file__).parent
+NPM = HERE / "npm"
 NPM_OPTIONS = ("--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1")
 
 FETCH_TIMEOUT = 180
@@ -87,7 +86,8 @@ def installed(dependencies: dict[str, str]) -> bool:
 
 def uvx(package: str, *args: str) -> ServerCommand:
     """The command of a server from PyPI, fetched now unless it is here already: no test waits for the network."""
-    pinned = f"{package}@{UVX_VERSIONS[package]}"
+    pins = (HERE / "uvx.txt").read_text().split()
+    pinned = next(pin for pin in pins if pin.startswith(f"{package}@"))
     if run("uvx", "--offline", pinned, "--help") is not None:
         fetch("uvx", pinned, "--help")
     return ServerCommand("uvx", ["--offline", pinned, *args])

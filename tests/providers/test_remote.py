@@ -73,12 +73,20 @@ async def test_a_stream_that_stays_open_after_the_answer_is_not_waited_for() -> 
 
 @pytest.mark.parametrize("as_events", [False, True])
 async def test_calls_one_after_the_other_use_one_connection(as_events: bool) -> None:
+    has_answer = anyio.Event()
+
     async def either(seen: Seen) -> web.StreamResponse:
-        return await event_stream(seen, event(answer(seen))) if as_events else await proper(seen)
+        if not as_events:
+            return await proper(seen)
+        response = await event_stream(seen, event(answer(seen)))
+        await has_answer.wait()
+        return response
 
     async with http_backend(**{"tools/call": either}) as backend, line_to(backend) as line:
         for number in range(5):
+            has_answer = anyio.Event()
             await line.call(number)
+            has_answer.set()
             await at_rest()  # the end of the stream has been read
         assert len({seen.request.get_extra_info("peername") for seen in backend.seen}) == 1
 
@@ -149,6 +157,13 @@ async def test_the_session_and_the_version_of_the_handshake_go_with_all_that_fol
         for seen in others:
             assert seen.headers["Mcp-Session-Id"] == SESSION
             assert seen.headers["MCP-Protocol-Version"] == VERSION
+
+
+async def test_a_new_handshake_forgets_the_old_session() -> None:
+    async with http_backend() as backend, line_to(backend) as line:
+        await line.shake_hands()
+        await line.call(9, "initialize")
+        assert not {"mcp-session-id", "mcp-protocol-version"} & set(backend.of("initialize")[1].header_names())
 
 
 async def test_a_version_that_comes_from_above_is_sent_as_it_is() -> None:

@@ -209,23 +209,21 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_answer_whose_stream_ends_too_early_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     hurried(monkeypatch)
-    again = iter([[b"id: 2\ndata:\n\n"], [event(notification("more"), id="3")]])
 
     async def first(seen: Seen) -> web.StreamResponse:
-        backend.answers["GET"] = resumed
-        return await event_stream(seen, b"retry: 1\nid: 1\ndata:\n\n")
+        return await event_stream(seen, b"retry: 1\nid: 0\ndata:\n\n")
 
     async def resumed(seen: Seen) -> web.StreamResponse:
-        pieces = next(again, None)
-        last = {"jsonrpc": "2.0", "id": 1, "result": {"late": True}}
-        return await event_stream(seen, *(pieces or [event(last)]))
+        count = len(backend.of("GET"))
+        message = {"jsonrpc": "2.0", "id": 1, "result": {"late": True}} if count == 6 else notification("more")
+        return await event_stream(seen, event(message, id=str(count)))
 
-    async with http_backend(**{"tools/call": first}) as backend, line_to(backend) as line:
+    async with http_backend(**{"tools/call": first, "GET": resumed}) as backend, line_to(backend) as line:
         await line.call(0, "initialize")
         assert (await line.call(1))["result"] == {"late": True}
-        assert [seen.headers["Last-Event-ID"] for seen in backend.of("GET")] == ["1", "2", "3"]
+        assert [seen.headers["Last-Event-ID"] for seen in backend.of("GET")] == ["0", "1", "2", "3", "4", "5"]
         assert all(seen.headers["Mcp-Session-Id"] == SESSION for seen in backend.of("GET"))
-        assert line.inbox.messages[1] == notification("more")
+        assert line.inbox.messages[1:-1] == [notification("more")] * 5
 
 
 async def test_a_connection_that_drops_is_an_end_of_the_stream_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from tests.helpers.http_backend import (
     wire_tasks,
 )
 from tests.helpers.ports import dead_port
+from tests.helpers.processes import eventually
 
 pytestmark = pytest.mark.core
 
@@ -249,6 +250,19 @@ async def test_a_message_that_is_refused_is_an_error_for_its_sender_alone() -> N
         assert "server 'docs': answered HTTP 500" in text
         assert "s3cr3t" not in text
         assert "result" in await line.call(2)
+
+
+async def test_a_message_that_is_refused_after_its_answer_came_has_had_its_answer() -> None:
+    async def answer_and_refuse(seen: Seen) -> web.StreamResponse:
+        stream_of(backend).say(answer(seen))
+        await line.inbox.answer_to(1)
+        return web.Response(status=500)
+
+    async with sse_backend(**{"prompts/get": answer_and_refuse}) as backend, line_to(backend) as line:
+        await line.call(1, "prompts/get")
+        await line.call(2)
+        await eventually(lambda: len(wire_tasks()) == 1)  # only the stream is still read
+        assert [message["id"] for message in line.inbox.messages] == [1, 2]
 
 
 async def test_a_session_that_the_server_lost_fails_the_wire_and_the_call_may_be_repeated() -> None:

@@ -61,9 +61,7 @@ def whoami(ctx: Context) -> dict[str, Any]:
         "identity": request_meta(ctx).get(IDENTITY_META_KEY),
         "meta_keys": sorted(request_meta(ctx)),
         "headers": {
-            name: value
-            for name, value in headers.items()
-            if name.startswith("x-") or name in HEADERS_OF_INTEREST
+            name: value for name, value in headers.items() if name.startswith("x-") or name in HEADERS_OF_INTEREST
         },
         "header_names": received_header_names(),
     }
@@ -156,9 +154,7 @@ async def think(ctx: Context, prompt: str) -> Any:
     """Ask the client's model (sampling) and give its text."""
     message = {"role": "user", "content": {"type": "text", "text": prompt}}
     params = {"messages": [message], "maxTokens": 100}
-    request = types.CreateMessageRequest.model_validate(
-        {"method": "sampling/createMessage", "params": params}
-    )
+    request = types.CreateMessageRequest.model_validate({"method": "sampling/createMessage", "params": params})
     answer = await ask_client(ctx, request, types.CreateMessageResult)
     if not isinstance(answer, types.CreateMessageResult):
         return answer

@@ -307,9 +307,7 @@ def serve_http(mode: str, port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=CALLS)
     parser.add_argument("--http", type=int, metavar="PORT")
     arguments = parser.parse_args()
