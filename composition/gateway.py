@@ -16,7 +16,6 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-import aiohttp
 import anyio
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
@@ -27,7 +26,7 @@ from composition.servers_file import Configuration, watch_configuration
 from providers import lines
 from providers.caller import Caller, ClientSessions
 from providers.direct import DirectServer
-from providers.endpoint import http_client
+from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
@@ -105,7 +104,7 @@ class Gateway:
             mask_error_details=True,
         )
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
-        self._http: aiohttp.ClientSession | None = None
+        self._http: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
 
@@ -201,7 +200,7 @@ class Gateway:
                 return lambda deliver: streamable_http_wire(resource, deliver, self._client)
 
     @property
-    def _client(self) -> aiohttp.ClientSession:
+    def _client(self) -> HttpClient:
         assert self._http is not None, "the gateway does not run"
         return self._http
 

@@ -39,13 +39,10 @@ from composition.settings import (
     without,
 )
 from providers.errors import ConfigurationError
-from providers.resource import McpServerResource, Timeouts, ToolRules, TransportType, reach_problem
+from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules, TransportType, reach_problem
 
 _BOOLEAN = TypeAdapter(bool)
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-
-CREATOR = "servers.toml"
-"""Who created a resource of the file, wherever the file lies and whatever it is called."""
 
 MAX_FILE_BYTES = 1024 * 1024
 _BOOKKEEPING = {"name", "created_by", "created_at", "updated_at", "version"}
@@ -159,7 +156,7 @@ def _read(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise ConfigurationError(f"{path}: is a directory. Name the file in it, for example {path / CREATOR}")
+            raise ConfigurationError(f"{path}: is a directory. Name the file in it, for example {path / SERVERS_FILE}")
         if not stat.S_ISREG(mode):
             raise ConfigurationError(f"{path}: is not a regular file. Copy its text into one")
         with path.open("rb") as file:
@@ -294,7 +291,7 @@ class _Tables:
         flag, _ = expand(written.get("is_enabled", True), self._environ)
         is_off = _is_false(flag)
         data, problems = (dict(written), []) if is_off else expand(written, self._environ)
-        data |= {"name": name, "created_by": CREATOR, "is_enabled": flag}
+        data |= {"name": name, "created_by": SERVERS_FILE, "is_enabled": flag}
         if isinstance(data.get("timeouts", {}), dict):
             data["timeouts"] = timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]

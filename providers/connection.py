@@ -11,6 +11,7 @@ from uuid import uuid4
 import anyio
 
 from providers.caller import Caller
+from providers.errors import BackendError
 from providers.resource import Isolation, McpServerResource
 from providers.session import BackendSession
 from providers.wire import OpenWire
@@ -106,6 +107,23 @@ class PooledConnection:
 
     def __repr__(self) -> str:
         return f"<PooledConnection {self.server}#{self.generation} {self.state} in_use={self.in_use}>"
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A caller who waits for a connection: in the end there is either one, or an error."""
+
+    target: Target
+    key: Key
+    caller: Caller
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    connection: PooledConnection | None = None
+    error: BackendError | None = None
+
+    def settle(self, connection: PooledConnection | None = None, error: BackendError | None = None) -> None:
+        self.connection, self.error = connection, error
+        self.ready.set()
 
 
 class PoolStatistics(NamedTuple):

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from anyio.abc import TaskGroup
 from providers.backoff import Backoff
 from providers.caller import Caller
 from providers.client import open_session
-from providers.connection import ConnectionState, Key, PooledConnection, PoolStatistics, Target, key_for
+from providers.connection import ConnectionState, Key, PooledConnection, PoolStatistics, Target, Waiter, key_for
 from providers.errors import BackendError, BackendUnavailable, PoolExhausted
 from providers.resource import Isolation, TransportType
 
@@ -45,21 +44,6 @@ class PoolLimits(NamedTuple):
     check_after: float = 30.0
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    target: Target
-    key: Key
-    caller: Caller
-    ready: anyio.Event = field(default_factory=anyio.Event)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    connection: PooledConnection | None = None
-    error: BackendError | None = None
-
-    def settle(self, connection: PooledConnection | None = None, error: BackendError | None = None) -> None:
-        self.connection, self.error = connection, error
-        self.ready.set()
-
-
 class McpConnectionPool:
     """Open backend sessions, bounded. An async context manager: its body is the life of the pool."""
 
@@ -68,7 +52,7 @@ class McpConnectionPool:
         self.backoff = Backoff(anyio.current_time)
         self._live: dict[Key, PooledConnection] = {}
         self._all: set[PooledConnection] = set()
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._eras: dict[tuple[str, int, bool], object] = {}
         self._died: set[Key] = set()
         self._counts: Counter[str] = Counter()
@@ -125,7 +109,7 @@ class McpConnectionPool:
         """
         if self._tasks is None:
             raise BackendUnavailable(target.resource.name, "the gateway is shutting down.", not_sent=True)
-        waiter = _Waiter(target, key_for(target, caller), caller)
+        waiter = Waiter(target, key_for(target, caller), caller)
         waiter.scope.deadline = anyio.current_time() + self.limits.acquire_timeout
         self._waiters.append(waiter)
         self._settle()
@@ -139,6 +123,7 @@ class McpConnectionPool:
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+                self._settle()  # who waited behind it may go on
         if waiter.error is not None:
             raise waiter.error
         if waiter.connection is None:
@@ -177,11 +162,15 @@ class McpConnectionPool:
     # --- the one place to decide
 
     def _settle(self) -> None:
-        wanted = 0
+        wanted, queued = 0, set[Key]()
         for waiter in list(self._waiters):
             connection = self._live.get(waiter.key)
             if connection is not None and connection.state is not ConnectionState.CONNECTING:
-                self._join(waiter, connection)
+                if waiter.key not in queued and connection.serves(waiter.caller):
+                    self._hand_out(waiter, connection)
+                else:
+                    queued.add(waiter.key)  # nobody overtakes it
+                    self._limit(waiter)
             elif connection is not None and waiter.scope.deadline == math.inf:
                 pass  # it waits for the opening, which has deadlines of its own
             elif refusal := self.backoff.refusal(waiter.target.key, is_tried=self._is_tried(waiter.target)):
@@ -192,17 +181,20 @@ class McpConnectionPool:
                 self._open(waiter)
             else:
                 wanted += 1
+                self._limit(waiter)
         self._make_room(wanted)
 
-    def _join(self, waiter: _Waiter, connection: PooledConnection) -> None:
-        if connection.serves(waiter.caller):
-            connection.state = ConnectionState.ACTIVE
-            connection.in_use += 1
-            connection.holder = waiter.caller.session
-            if connection.session is not None:
-                connection.session.wire.identity = waiter.caller.identity
-            self._answer(waiter, connection)
-        elif waiter.scope.deadline == math.inf:
+    def _hand_out(self, waiter: Waiter, connection: PooledConnection) -> None:
+        connection.state = ConnectionState.ACTIVE
+        connection.in_use += 1
+        connection.holder = waiter.caller.session
+        if connection.session is not None:
+            connection.session.wire.identity = waiter.caller.identity
+        self._answer(waiter, connection)
+
+    def _limit(self, waiter: Waiter) -> None:
+        """Who waited for an opening, which has deadlines of its own, waits for something else now."""
+        if waiter.scope.deadline == math.inf:
             waiter.scope.deadline = anyio.current_time() + self.limits.acquire_timeout
 
     def _is_tried(self, target: Target) -> bool:
@@ -210,12 +202,12 @@ class McpConnectionPool:
         return any(each.state is ConnectionState.CONNECTING and each.target.key == target.key for each in self._all)
 
     def _answer(
-        self, waiter: _Waiter, connection: PooledConnection | None = None, error: BackendError | None = None
+        self, waiter: Waiter, connection: PooledConnection | None = None, error: BackendError | None = None
     ) -> None:
         self._waiters.remove(waiter)
         waiter.settle(connection, error)
 
-    def _open(self, waiter: _Waiter) -> None:
+    def _open(self, waiter: Waiter) -> None:
         assert self._tasks is not None
         now = anyio.current_time()
         connection = PooledConnection(waiter.target, waiter.key, waiter.caller, now, now, now)

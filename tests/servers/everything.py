@@ -94,7 +94,7 @@ def count(ctx: Context, n: int = 1) -> int:
 
 def session_key(ctx: Context) -> str:
     """The session's id. Over stdio the process is the session, also in the era that has no sessions."""
-    return ctx.session_id if received_header_names() else "stdio"
+    return "stdio" if is_modern(ctx) and not received_header_names() else ctx.session_id
 
 
 @mcp.tool
