@@ -124,16 +124,16 @@ class HttpWire(Wire):
         if method == "notifications/cancelled" and self._is_cancel_done(message):
             return
         # The headers are made now and not in the task, because they hold the identity of whoever sends.
-        sent = self._headers_for(message, headers)
+        sent, body = self._headers_for(message, headers), to_json(message)
         if method is not None and "id" in message:
             call = self._calls[message["id"]] = Call(message["id"], method, sent)
-            self._spawn(self._run_call, call, to_json(message))
+            self._spawn(self._run_call, call, body)
         elif method == "notifications/initialized":
-            if await self._tell(to_json(message), sent):  # awaited: nothing may overtake it
+            if await self._tell(body, sent):  # awaited: nothing may overtake it
                 self._initialized()
         else:
             await self._tellers.acquire()
-            self._spawn(self._tell_in_turn, to_json(message), sent)
+            self._spawn(self._tell_in_turn, body, sent)
 
     def _is_cancel_done(self, notification: Message) -> bool:
         """End the call that is cancelled. True when nothing need be sent: its answer was here first, or ending the
