@@ -76,9 +76,7 @@ async def measure(bench: Bench, section: Section) -> Result | None:
             rows = await measurements.listings(bench, section.era)
             size = f"{measurements.LISTED_SERVERS} servers x {measurements.LISTED_TOOLS} tools"
             heading = f"tools/list, {size}: {where}"
-            return Result(
-                heading, report.listings_table(rows), report.listing_verdicts(rows, section.era), rows
-            )
+            return Result(heading, report.listings_table(rows), report.listing_verdicts(rows, section.era), rows)
         case "idle":
             if Variant.GATEWAY not in bench.variants:
                 return None
@@ -110,9 +108,7 @@ def describe(cores: Cores, plan: Plan) -> str:
     )
 
 
-async def run(
-    sections: Sequence[Section], plan: Plan, variants: tuple[Variant, ...], file: Path | None
-) -> None:
+async def run(sections: Sequence[Section], plan: Plan, variants: tuple[Variant, ...], file: Path | None) -> None:
     """All sections, one after another, with the HTTP backends running beside them."""
     cores = share_cores()
     if cores.load:
@@ -145,12 +141,8 @@ def main() -> None:
     )
     names = list(dict.fromkeys(section.name for section in SECTIONS))
     parser.add_argument("--quick", action="store_true", help="under a minute: one round, fewer sections")
-    parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}"
-    )
-    parser.add_argument(
-        "--variants", nargs="+", type=Variant, choices=_COMPARED, default=_COMPARED, metavar="NAME"
-    )
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}")
+    parser.add_argument("--variants", nargs="+", type=Variant, choices=_COMPARED, default=_COMPARED, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's numbers there")
     options = parser.parse_args()
     modern = int(version("fastmcp").partition(".")[0]) >= 4  # FastMCP 3 knows only the handshake

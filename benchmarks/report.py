@@ -2,7 +2,7 @@
 `__main__`.
 
 Numbers are medians over the rounds, with the least and the greatest behind them where there were several:
-that is the noise. A ratio compares medians of the same run.
+that is the noise. A ratio is the median of the ratios of each round.
 """
 
 from __future__ import annotations
@@ -156,9 +156,7 @@ def call_verdicts(rows: Sequence[Row], era: Era) -> list[Verdict]:
         _verdict(f"{where}: throughput at least 10 x create_proxy", faster, "{:.1f} x", lambda x: x >= 10),
         _verdict(f"{where}: CPU per call at most 0.5 x shared client", cpu, "{:.2f} x", lambda x: x <= 0.5),
         _verdict(f"{where}: p99 at most 40 ms", slowest, "{:.1f} ms", lambda x: x <= 40),
-        _verdict(
-            f"HTTP to HTTP, {era}: no more backend requests than direct", more, "{:+.2f}", lambda x: x <= 0
-        ),
+        _verdict(f"HTTP to HTTP, {era}: no more backend requests than direct", more, "{:+.2f}", lambda x: x <= 0),
     ]
 
 
@@ -176,7 +174,7 @@ def idle_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     change = _ratio(_p50s(among.alone), _p50s(alone.alone))
     percent = None if change is None else 100 * (change - 1)
     target = f"{IDLE_SERVERS} idle servers change a call's latency by less than 10 %"
-    return [_verdict(target, percent, "{:+.1f} %", lambda x: abs(x) < 10)]
+    return [_verdict(target, percent, "{:+.1f} %", lambda x: x < 10)]
 
 
 def title(front: Via, back: Via, era: Era) -> str:
@@ -207,7 +205,9 @@ def _p50s(outcomes: Iterable[Outcome]) -> list[float]:
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    return median(ours) / median(theirs) if ours and theirs else None
+    """The median of the rounds' own ratios: what else the machine did in a round fell on both."""
+    pairs = list(zip(ours, theirs, strict=False))
+    return median(mine / other for mine, other in pairs) if pairs and all(theirs) else None
 
 
 def _times(ratio: float | None) -> str:

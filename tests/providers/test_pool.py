@@ -389,23 +389,17 @@ async def test_who_waited_for_the_opening_waits_no_longer_than_others_once_it_is
 
 
 async def test_who_waited_for_an_opening_that_was_called_off_has_a_deadline_again() -> None:
-    gate = anyio.Event()
-    slow, other = FakeBackend("slow", before_open=held(gate)), FakeBackend("other")
-    target = slow.target(timeouts={"first_start": 1000})
+    slow, other = FakeBackend("slow", before_open=held(anyio.Event())), FakeBackend("other")
     async with pool_of(max_connections=1) as pool, anyio.create_task_group() as tasks:
-
-        async def waits() -> None:
-            with pytest.raises(PoolExhausted):
-                await call(pool, target, FIRST)
-
-        tasks.start_soon(waits)
+        tasks.start_soon(call, pool, slow.target(), FIRST)
         await settled()
-        (connection,) = pool.connections()
-        slow.before_open = None
         tasks.start_soon(holds_for, pool, other.target(), 60.0)
         await settled()
+        (connection,) = pool.connections()
         pool.retire(connection)
-        await settled()
+        with pytest.raises(PoolExhausted):
+            await call(pool, slow.target(), FIRST)
+        tasks.cancel_scope.cancel()
 
 
 async def holds_for(pool: McpConnectionPool, target: Target, seconds: float) -> None:
