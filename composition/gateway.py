@@ -25,12 +25,13 @@ from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines
 from providers.caller import Caller, ClientSessions
+from providers.connection import PoolLimits
 from providers.direct import DirectServer
 from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
-from providers.pool import McpConnectionPool, PoolLimits
+from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire

@@ -144,6 +144,7 @@ async def _when_started(server: _Server, on_start: Callable[[], Awaitable[Any]])
     await server.has_started.wait()
     _settle_memory()
     await on_start()
+    _settle_memory()  # by now the catalogues are there, too
 
 
 def _settle_memory() -> None:

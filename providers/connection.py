@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -83,6 +84,7 @@ class PooledConnection:
     served: int = 0
     holder: str | None = None
     session: BackendSession | None = None
+    opening: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     closing: anyio.Event = field(default_factory=anyio.Event)
 
     @property
@@ -92,6 +94,15 @@ class PooledConnection:
     @property
     def generation(self) -> int:
         return self.key.generation
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in (ConnectionState.IDLE, ConnectionState.ACTIVE, ConnectionState.DRAINING)
+
+    @property
+    def era_key(self) -> tuple[str, int, bool]:
+        """What the protocol era of a server is remembered by: it may differ with what the client prefers."""
+        return (*self.target.key, self.opener.is_modern)
 
     @property
     def ends_with_session(self) -> str | None:
@@ -126,6 +137,17 @@ class Waiter:
         self.ready.set()
 
 
+class PoolLimits(NamedTuple):
+    """Sizes in connections, times in seconds."""
+
+    max_connections: int = 20
+    acquire_timeout: float = 5.0
+    idle_timeout: float = 300.0
+    max_lifetime: float = 1800.0
+    health_interval: float = 60.0
+    check_after: float = 30.0
+
+
 class PoolStatistics(NamedTuple):
     """Counts of connections now, of callers waiting, and of what happened since the start."""
 
@@ -140,3 +162,23 @@ class PoolStatistics(NamedTuple):
     opened: int
     failed: int
     evicted: int
+
+
+def statistics_of(
+    connections: Collection[PooledConnection], waiting: int, limits: PoolLimits, counts: Counter[str]
+) -> PoolStatistics:
+    """The statistics of a pool; `counts` are of what happened."""
+    states = Counter(connection.state for connection in connections)
+    return PoolStatistics(
+        connecting=states[ConnectionState.CONNECTING],
+        idle=states[ConnectionState.IDLE],
+        active=states[ConnectionState.ACTIVE],
+        draining=states[ConnectionState.DRAINING],
+        closing=states[ConnectionState.CLOSING],
+        waiting=waiting,
+        leases=sum(connection.in_use for connection in connections),
+        max_connections=limits.max_connections,
+        opened=counts["opened"],
+        failed=counts["failed"],
+        evicted=counts["evicted"],
+    )

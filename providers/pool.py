@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
 from types import TracebackType
-from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,7 +22,17 @@ from anyio.abc import TaskGroup
 from providers.backoff import Backoff
 from providers.caller import Caller
 from providers.client import open_session
-from providers.connection import ConnectionState, Key, PooledConnection, PoolStatistics, Target, Waiter, key_for
+from providers.connection import (
+    ConnectionState,
+    Key,
+    PooledConnection,
+    PoolLimits,
+    PoolStatistics,
+    Target,
+    Waiter,
+    key_for,
+    statistics_of,
+)
 from providers.errors import BackendError, BackendUnavailable, PoolExhausted
 from providers.resource import Isolation, TransportType
 
@@ -31,17 +40,6 @@ logger = logging.getLogger(__name__)
 
 _REST_LIMIT = {TransportType.STDIO: 30.0}
 _REST_LIMIT_OTHERS = 5.0  # a server that comes back is to be seen within 10 s
-
-
-class PoolLimits(NamedTuple):
-    """Sizes in connections, times in seconds."""
-
-    max_connections: int = 20
-    acquire_timeout: float = 5.0
-    idle_timeout: float = 300.0
-    max_lifetime: float = 1800.0
-    health_interval: float = 60.0
-    check_after: float = 30.0
 
 
 class McpConnectionPool:
@@ -54,6 +52,7 @@ class McpConnectionPool:
         self._all: set[PooledConnection] = set()
         self._waiters: list[Waiter] = []
         self._eras: dict[tuple[str, int, bool], object] = {}
+        self._retired: dict[str, int] = {}
         self._died: set[Key] = set()
         self._counts: Counter[str] = Counter()
         self._tasks: TaskGroup | None = None
@@ -79,20 +78,7 @@ class McpConnectionPool:
         return await tasks.__aexit__(kind, error, trace)
 
     def statistics(self) -> PoolStatistics:
-        states = Counter(connection.state for connection in self._all)
-        return PoolStatistics(
-            connecting=states[ConnectionState.CONNECTING],
-            idle=states[ConnectionState.IDLE],
-            active=states[ConnectionState.ACTIVE],
-            draining=states[ConnectionState.DRAINING],
-            closing=states[ConnectionState.CLOSING],
-            waiting=len(self._waiters),
-            leases=sum(connection.in_use for connection in self._all),
-            max_connections=self.limits.max_connections,
-            opened=self._counts["opened"],
-            failed=self._counts["failed"],
-            evicted=self._counts["evicted"],
-        )
+        return statistics_of(self._all, len(self._waiters), self.limits, self._counts)
 
     def connections(self, server: str | None = None) -> list[PooledConnection]:
         """The connections that are not closed yet, of one server or of all."""
@@ -131,11 +117,10 @@ class McpConnectionPool:
         return waiter.connection
 
     def _exhausted(self, target: Target) -> PoolExhausted:
-        waited = f"no connection became free within {self.limits.acquire_timeout:g} s"
+        why = f"all {self.limits.max_connections} are in use; raise max_connections"
         if len(self._all) < self.limits.max_connections:
             why = f"its one connection is busy with another client's call (isolation '{target.resource.isolation}')"
-        else:
-            why = f"all {self.limits.max_connections} are in use; raise max_connections"
+        waited = f"no connection became free within {self.limits.acquire_timeout:g} s"
         return PoolExhausted(target.resource.name, f"{waited}: {why}. Try again later.", not_sent=True)
 
     def release(self, connection: PooledConnection) -> None:
@@ -148,11 +133,16 @@ class McpConnectionPool:
                 connection.session.wire.identity = None  # what it sends between calls is nobody's
             if connection.state is ConnectionState.ACTIVE:
                 connection.state = ConnectionState.IDLE
-                if connection.target.resource.isolation is Isolation.CALL:
+                if self._is_spent(connection):
                     self._close(connection)
             elif connection.state is ConnectionState.DRAINING:
                 self._close(connection)
         self._settle()
+
+    def _is_spent(self, connection: PooledConnection) -> bool:
+        """Whether nobody can use it once it is idle: it was for one call, or its generation is over."""
+        is_over = connection.generation <= self._retired.get(connection.server, 0)
+        return is_over or connection.target.resource.isolation is Isolation.CALL
 
     def succeeded(self, connection: PooledConnection) -> None:
         """The backend answered: its past failures are forgotten."""
@@ -224,10 +214,7 @@ class McpConnectionPool:
         for connection in sorted(idle, key=lambda connection: connection.last_used_at)[: max(0, wanted)]:
             self._counts["evicted"] += 1
             if connection.ends_with_session:
-                logger.info(
-                    "server '%s': made room by ending a session whose client is still there",
-                    connection.server,
-                )
+                logger.info("server '%s': made room by ending a session whose client is still there", connection.server)
             self._close(connection)
 
     def _close(self, connection: PooledConnection) -> None:
@@ -236,6 +223,7 @@ class McpConnectionPool:
             connection.state = ConnectionState.CLOSING
             if self._live.get(connection.key) is connection:
                 del self._live[connection.key]
+            connection.opening.cancel()
             connection.closing.set()
 
     # --- the life of one connection
@@ -249,13 +237,16 @@ class McpConnectionPool:
                 if connection.state is ConnectionState.CONNECTING:
                     connection.state = ConnectionState.IDLE
                     self._settle()
+                if connection.state is ConnectionState.IDLE and self._is_spent(connection):
+                    self._close(connection)  # its caller has gone meanwhile
                 tasks.start_soon(_close_when_dead, connection)
                 await connection.closing.wait()
                 error = self._cause_of_death(connection)
                 self._close(connection)
                 tasks.cancel_scope.cancel()
         except BackendError as failure:
-            error = failure
+            if not connection.closing.is_set():
+                error = failure
         except Exception as failure:  # a task ends here: one connection's fault must not end the pool
             logger.exception("server '%s': a connection ended unexpectedly", connection.server, exc_info=failure)
             error = BackendUnavailable(connection.server, "the connection ended unexpectedly. See the gateway's log.")
@@ -266,22 +257,24 @@ class McpConnectionPool:
     async def _opened(self, connection: PooledConnection) -> AsyncIterator[None]:
         target, resource = connection.target, connection.target.resource
         timeouts = resource.timeouts
-        era = (*target.key, connection.opener.is_modern)
         first = not any(known[:2] == target.key for known in self._eras)
+        opening = open_session(
+            resource,
+            target.open_wire,
+            identity=None if resource.isolation is Isolation.SHARED else connection.opener.identity,
+            capabilities=connection.opener.capabilities,
+            on_change=lambda method: target.on_change(connection.opener, method),
+            deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
+            prefers_modern=connection.opener.is_modern,
+            era=self._eras.get(connection.era_key),
+        )
         async with AsyncExitStack() as stack:
-            connection.session = await stack.enter_async_context(
-                open_session(
-                    resource,
-                    target.open_wire,
-                    identity=None if resource.isolation is Isolation.SHARED else connection.opener.identity,
-                    capabilities=connection.opener.capabilities,
-                    on_change=lambda method: target.on_change(connection.opener, method),
-                    deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
-                    prefers_modern=connection.opener.is_modern,
-                    era=self._eras.get(era),
-                )
-            )
-            self._eras[era] = connection.session.era
+            with connection.opening:
+                connection.session = await stack.enter_async_context(opening)
+            if connection.session is None:
+                raise BackendUnavailable(connection.server, "is not needed any more.")
+            if not self._is_spent(connection):
+                self._eras[connection.era_key] = connection.session.era
             if connection.key in self._died:
                 self._died.discard(connection.key)
                 target.on_change(connection.opener, "")
@@ -291,8 +284,14 @@ class McpConnectionPool:
         wire = connection.session.wire if connection.session else None
         if wire is None or not wire.closed.is_set() or connection.state is ConnectionState.CLOSING:
             return None
-        self._died.add(connection.key)
+        self._distrust(connection)
         return wire.failure or BackendUnavailable(connection.server, "the connection ended.")
+
+    def _distrust(self, connection: PooledConnection) -> None:
+        """Whoever opens it again finds out anew what the server speaks, and what it offers."""
+        if not self._is_spent(connection):
+            self._died.add(connection.key)
+            self._eras[connection.era_key] = None
 
     def _forget(self, connection: PooledConnection, error: BackendError | None) -> None:
         self._close(connection)
@@ -309,6 +308,8 @@ class McpConnectionPool:
         limit = _REST_LIMIT.get(connection.target.resource.transport_type, _REST_LIMIT_OTHERS)
         self.backoff.failed(connection.target.key, error, limit)
         logger.warning("%s", error)
+        if connection.session is not None:
+            return  # it was open: who waits for its end may have the next one
         for waiter in [waiter for waiter in self._waiters if waiter.key == connection.key]:
             self._answer(waiter, error=type(error)(error.server, error.problem, not_sent=True))
 
@@ -316,6 +317,8 @@ class McpConnectionPool:
 
     def evict(self, server: str, *, before_generation: int | None = None) -> None:
         """Retire a server's connections, or those of earlier generations: idle ones now, busy ones when released."""
+        if before_generation is not None:
+            self._retired[server] = before_generation - 1
         for connection in self.connections(server):
             if before_generation is None or connection.generation < before_generation:
                 self.retire(connection)
@@ -357,10 +360,9 @@ class McpConnectionPool:
                     checks.start_soon(self._check, connection)
 
     async def _check(self, connection: PooledConnection) -> None:
-        if connection.session is None or await self.answers(connection):
-            return
-        logger.warning("server '%s' does not answer a ping; its connection is closed", connection.server)
-        self._close(connection)
+        if connection.is_open and not await self.answers(connection) and connection.is_open:
+            logger.warning("server '%s' does not answer a ping; its connection is closed", connection.server)
+            self.condemn(connection)
 
     async def answers(self, connection: PooledConnection) -> bool:
         """Whether the backend answers a ping within its `list` timeout."""
@@ -372,7 +374,9 @@ class McpConnectionPool:
 
     def condemn(self, connection: PooledConnection) -> None:
         """Close a connection that proved unusable, now."""
-        self._close(connection)
+        if connection.is_open:
+            self._distrust(connection)
+            self._close(connection)
 
     async def _keep_healthy(self) -> None:
         pause = max(0.05, min(self.limits.health_interval, self.limits.idle_timeout / 20))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 from fastmcp import Client
 from mcp import ClientSession
 from pydantic import ValidationError
@@ -46,17 +47,29 @@ class BackendSession:
         self._next_token = 0
         self._asked: dict[Any, anyio.CancelScope] = {}
         self._session: ClientSession
-        self.start_soon: Callable[..., object]
+        self._tasks: TaskGroup
         self.wire: Wire
         self.era: Any = None
+        self._is_ending = False
+        self._clocks: set[CallClock] = set()
 
     def __repr__(self) -> str:
         return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._fronts)} calls>"
 
-    def attach(self, wire: Wire, client: Client[Any]) -> None:
+    def connected(self, wire: Wire, tasks: TaskGroup) -> None:
+        """The line is open. The backend may ask from now on: some do before the client knows that it is connected."""
+        self.wire, self._tasks, self._is_ending = wire, tasks, False
+
+    def agreed(self, client: Client[Any]) -> None:
         """Take over what FastMCP's client negotiated over the wire."""
-        self.wire, self._session = wire, client.session
+        self._session = client.session
         self.facts, self.era = lines.server_facts(client), lines.era_memory(client)
+
+    def end(self) -> None:
+        """It is about to be closed: whatever still runs on it fails now, and the backend hears of it."""
+        self._is_ending = True
+        for clock in list(self._clocks):
+            clock.scope.cancel()
 
     @property
     def is_modern(self) -> bool:
@@ -81,6 +94,7 @@ class BackendSession:
         """
         clock = CallClock(deadline or self._timeouts.call, self._timeouts.call_max)
         token = self._next_token = self._next_token + 1
+        self._clocks.add(clock)
         with clock.scope:
             if front is not None:
                 front.clock, self._fronts[token] = clock, front
@@ -88,6 +102,9 @@ class BackendSession:
                 return await self._send(method, self._with_meta(params, token if front else None))
             finally:
                 self._fronts.pop(token, None)
+                self._clocks.discard(clock)
+        if self._is_over:
+            raise self._death(not_sent=False)
         raise BackendTimeout(
             self.server,
             f"no answer to '{method}' {clock.waited}. The request was cancelled. "
@@ -105,7 +122,7 @@ class BackendSession:
         return {**params, "_meta": meta} if meta else {key: params[key] for key in params if key != "_meta"}
 
     async def _send(self, method: str, params: Json) -> Json:
-        if self.wire.closed.is_set():
+        if self._is_over:
             raise self._death(not_sent=True)
         try:
             return await lines.send_raw(self._session, method, params or None)
@@ -129,7 +146,11 @@ class BackendSession:
             return BackendUnavailable(
                 self.server, problem, not_sent=isinstance(detail, dict) and bool(detail.get(NOT_SENT))
             )
-        return self._death(not_sent=False) if self.wire.closed.is_set() else None
+        return self._death(not_sent=False) if self._is_over else None
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_ending or self.wire.closed.is_set()
 
     def _death(self, *, not_sent: bool) -> BackendError:
         failure = self.wire.failure
@@ -139,7 +160,7 @@ class BackendSession:
 
     async def ping(self, deadline: float) -> bool:
         """Whether the backend is there. The 2026-07-28 era has no ping; there a living wire must do."""
-        if self.wire.closed.is_set():
+        if self._is_over:
             return False
         if self.is_modern:
             return True
@@ -153,11 +174,13 @@ class BackendSession:
 
     async def receive(self, message: Message) -> None:
         """Take one request or notification from the backend, in the order of the wire."""
-        method, params = str(message["method"]), message.get("params") or {}
+        method, params = str(message["method"]), message.get("params")
+        if not isinstance(params, dict):
+            params = {}
         if "id" in message:
-            self.start_soon(self._answer, message["id"], method, params)
+            self._tasks.start_soon(self._answer, message["id"], method, params)
         elif method == "notifications/cancelled":
-            scope = self._asked.get(params.get("requestId"))
+            scope = self._asked.get(_hashable(params.get("requestId")))
             if scope is not None:
                 scope.cancel()
         elif method == "notifications/progress":
@@ -193,11 +216,11 @@ class BackendSession:
 
     async def _answer(self, request_id: Any, method: str, params: Json) -> None:
         with anyio.CancelScope() as scope:
-            self._asked[request_id] = scope
+            self._asked[_hashable(request_id)] = scope
             try:
                 answer = await self._ask(method, params)
             finally:
-                self._asked.pop(request_id, None)
+                self._asked.pop(_hashable(request_id), None)
             with suppress(BackendError):
                 await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
 
@@ -216,3 +239,8 @@ class BackendSession:
     def _era_headers(self) -> Mapping[str, str]:
         version = self.facts.get("protocolVersion")
         return {"mcp-protocol-version": version} if version else {}
+
+
+def _hashable(request_id: Any) -> str | int | None:
+    """A request's id; None for what is none in JSON-RPC."""
+    return request_id if isinstance(request_id, str | int) else None

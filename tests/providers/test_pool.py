@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from providers.caller import Caller
-from providers.connection import ConnectionState, PooledConnection, Target
+from providers.connection import ConnectionState, PooledConnection, PoolLimits, Target
 from providers.errors import BackendTimeout, BackendUnavailable, PoolExhausted
 from providers.lease import Lease, lease
-from providers.pool import McpConnectionPool, PoolLimits
+from providers.pool import McpConnectionPool
 from tests.helpers.fakes import (
     ALICE,
     BOB,
@@ -391,15 +391,26 @@ async def test_who_waited_for_the_opening_waits_no_longer_than_others_once_it_is
 async def test_who_waited_for_an_opening_that_was_called_off_has_a_deadline_again() -> None:
     slow, other = FakeBackend("slow", before_open=held(anyio.Event())), FakeBackend("other")
     async with pool_of(max_connections=1) as pool, anyio.create_task_group() as tasks:
-        tasks.start_soon(call, pool, slow.target(), FIRST)
-        await settled()
+        with anyio.CancelScope() as first:
+            tasks.start_soon(cancel_when_opening, slow, first)
+            await call(pool, slow.target(), FIRST)
         tasks.start_soon(holds_for, pool, other.target(), 60.0)
         await settled()
-        (connection,) = pool.connections()
-        pool.retire(connection)
-        with pytest.raises(PoolExhausted):
+        tasks.start_soon(retire_all_soon, pool)
+        with pytest.raises(PoolExhausted), anyio.fail_after(30):
             await call(pool, slow.target(), FIRST)
         tasks.cancel_scope.cancel()
+
+
+async def cancel_when_opening(backend: FakeBackend, caller: anyio.CancelScope) -> None:
+    await backend.until(lambda: backend.attempts > 0)
+    caller.cancel()
+
+
+async def retire_all_soon(pool: McpConnectionPool) -> None:
+    await settled()
+    for connection in pool.connections():
+        pool.retire(connection)
 
 
 async def holds_for(pool: McpConnectionPool, target: Target, seconds: float) -> None:

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from providers.connection import ConnectionState, PooledConnection
+from providers.connection import ConnectionState, PooledConnection, PoolLimits
 from providers.errors import BackendUnavailable
 from providers.lease import lease
-from providers.pool import McpConnectionPool, PoolLimits
+from providers.pool import McpConnectionPool
 from tests.helpers.fakes import (
     ALICE,
     BOB,
@@ -19,7 +19,6 @@ from tests.helpers.fakes import (
     caller_of,
     fails,
     held,
-    modern_caller,
     never,
     no_waiting,
     settled,
@@ -175,8 +174,8 @@ async def test_a_connection_for_a_call_that_was_cancelled_meanwhile_ends_too() -
 async def test_healthy_connections_are_asked_now_and_then_and_stay() -> None:
     backend = FakeBackend()
     async with idle_connection(backend, idle_timeout=10_000) as (pool, connection):
-        await anyio.sleep(200)
-        assert 2 <= backend.count("ping") <= 3 and pool.connections() == [connection]
+        await anyio.sleep(300)
+        assert 2 <= backend.count("ping") <= 5 and pool.connections() == [connection]
 
 
 async def test_a_connection_that_does_not_answer_a_ping_is_closed(caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +249,7 @@ async def test_after_a_crash_the_owner_of_the_connection_is_told_that_it_was_ope
 async def test_nothing_is_remembered_of_sessions_that_are_over(isolation: str) -> None:
     backend = FakeBackend()
     async with pool_of() as pool:
-        before = size_of(pool)
+        sizes = []
         for number in range(20):
             caller = caller_of(session=f"session:{number}")
             async with lease(pool, backend.target(isolation=isolation), caller) as held_lease:
@@ -258,39 +257,12 @@ async def test_nothing_is_remembered_of_sessions_that_are_over(isolation: str) -
                 backend.wire.die()
             await settled()
             await pool.end_session(caller.session)
-        assert size_of(pool) <= before + 2  # the era of the server, once
+            sizes.append(size_of(pool))
+        assert sizes[-1] == sizes[0]
 
 
 def size_of(pool: McpConnectionPool) -> int:
     return sum(len(value) for value in vars(pool).values() if isinstance(value, dict | set | list))
-
-
-# ------------------------------------------------------------------------------ eras
-
-
-async def test_the_era_of_a_server_is_negotiated_once() -> None:
-    backend = FakeBackend(is_modern=True)
-    async with pool_of() as pool:
-        for user in (ALICE, BOB):
-            async with lease(pool, backend.target(), modern_caller(user)) as held_lease:
-                await held_lease.request("tools/list", {})
-        assert len(backend.wires) == 2 and backend.count("server/discover") <= 1
-
-
-async def test_a_server_that_comes_back_in_another_era_is_asked_anew() -> None:
-    backend = FakeBackend(is_modern=True, knows_handshake=False)
-    async with pool_of() as pool:
-        async with lease(pool, backend.target(), modern_caller()) as held_lease:
-            is_modern = held_lease.session.is_modern
-        backend.is_modern, backend.knows_handshake = False, True
-        backend.wire.die("was replaced.")
-        await settled()
-        async with lease(pool, backend.target(), modern_caller()) as held_lease:
-            await held_lease.request("tools/list", {})
-            assert is_modern and not held_lease.session.is_modern
-
-
-test_the_era_of_a_server_is_negotiated_once = pytest.mark.skipif("False")(test_the_era_of_a_server_is_negotiated_once)
 
 
 # ------------------------------------------------------------------------------ sessions and the end
