@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from benchmarks import measurements, report
 from benchmarks.answers import Era
 from benchmarks.fronts import Site, Variant, Via
 from benchmarks.measurements import QUICK, Bench, Plan, Row
-from benchmarks.processes import Cores, helper, share_cores
+from benchmarks.processes import Cores, helper, other_seconds, share_cores
 from benchmarks.report import Verdict
 
 _COMPARED = (Variant.DIRECT, Variant.GATEWAY, Variant.CREATE_PROXY, Variant.SHARED)
@@ -108,6 +109,16 @@ def describe(cores: Cores, plan: Plan) -> str:
     )
 
 
+def describe_noise(seconds: float, others: float | None) -> str:
+    """How much the rest of the machine did in these seconds; `others` is what `other_seconds` said before them."""
+    took = f"The run took {seconds:.0f} s."
+    now = other_seconds()
+    if now is None or others is None:
+        return took
+    share = (now - others) / seconds / (os.cpu_count() or 1)
+    return f"{took} Meanwhile other processes used {max(0.0, share):.0%} of the machine's CPU time."
+
+
 async def run(sections: Sequence[Section], plan: Plan, variants: tuple[Variant, ...], file: Path | None) -> None:
     """All sections, one after another, with the HTTP backends running beside them."""
     cores = share_cores()
@@ -116,6 +127,7 @@ async def run(sections: Sequence[Section], plan: Plan, variants: tuple[Variant, 
     about = describe(cores, plan)
     print(f"# Apollos MCP Gateway: benchmark\n\n{about}\n", flush=True)
     results: list[Result] = []
+    started, others = time.monotonic(), other_seconds()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         async with helper("http_backend", cores.load) as backend:
             site = Site((await backend.read())["port"], cores, Path(directory))
@@ -126,13 +138,15 @@ async def run(sections: Sequence[Section], plan: Plan, variants: tuple[Variant, 
                 if result is not None:
                     results.append(result)
                     print(f"## {result.heading}\n\n{result.table}\n", flush=True)
+    disturbed = describe_noise(time.monotonic() - started, others)
     verdicts = [verdict for result in results for verdict in result.verdicts]
     if verdicts:
-        print("## Targets\n\n" + "\n".join(map(str, verdicts)))
+        print("## Targets\n\n" + "\n".join(map(str, verdicts)) + "\n")
+    print(disturbed)
     if file is not None:
         raw = [{"heading": result.heading, "rows": [asdict(row) for row in result.raw]} for result in results]
         targets = [asdict(verdict) for verdict in verdicts]
-        file.write_text(json.dumps({"about": about, "results": raw, "targets": targets}, indent=1))  # noqa: ASYNC240
+        file.write_text(json.dumps({"about": about, "noise": disturbed, "results": raw, "targets": targets}, indent=1))  # noqa: ASYNC240
 
 
 def main() -> None:

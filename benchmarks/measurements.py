@@ -62,13 +62,15 @@ class Bench:
 
 @dataclass
 class Row:
-    """One variant's numbers, one per round. CPU milliseconds are of the front's process tree, per call."""
+    """One variant's numbers, one per round."""
 
     variant: Variant
     alone: list[Outcome] = field(default_factory=list)
+    """`tools/call`, one at a time."""
     crowded: list[Outcome] = field(default_factory=list)
-    crowded_cpu_ms: list[float] = field(default_factory=list)
+    """`tools/call`, `SESSIONS` at a time."""
     listings: list[Outcome] = field(default_factory=list)
+    """`tools/list`, one at a time."""
     requests_per_call: dict[str, float] | None = None
     """What one call made of requests at the backend, by method; None where they cannot be counted."""
     idle_mb: float | None = None
@@ -97,6 +99,7 @@ class _Driving:
 
     def __init__(self, driver: Helper, fronts: list[Front]) -> None:
         self._driver = driver
+        self._fronts = {front.target: front for front in fronts}
         self.pairs = [(front, Row(front.variant)) for front in fronts]
         self.rows = [row for _, row in self.pairs]
 
@@ -112,8 +115,14 @@ class _Driving:
             row.idle_mb = front.memory_mb()
 
     async def load(self, load: Load) -> Outcome:
-        """Drive one load; more than its own deadlines is never waited."""
-        return Outcome(**await self._driver.ask(asdict(load), load.begin_seconds + load.max_seconds + 5))
+        """Drive one load and add what CPU time it cost. More than the load's own deadlines is never waited."""
+        front = self._fronts[load.target]
+        before = front.cpu_seconds()
+        outcome = Outcome(**await self._driver.ask(asdict(load), load.begin_seconds + load.max_seconds + 5))
+        after = front.cpu_seconds()
+        if before is not None and after is not None and outcome.calls:
+            outcome.cpu_ms = 1000 * (after - before) / outcome.calls
+        return outcome
 
     async def warm(self, row: Row, load: Load) -> None:
         """Repeat a short load until it succeeds: sessions are begun, catalogues and pools are filled."""
@@ -193,11 +202,7 @@ async def calls(bench: Bench, front: Via, back: Via, era: Era) -> list[Row]:
                 alone = Load(running.target, "tools/call", running.tool, seconds=plan.seconds_alone, min_calls=10)
                 await driving.measure(row, row.alone, alone)
                 crowded = replace(alone, concurrency=SESSIONS, seconds=plan.seconds_crowded, min_calls=SESSIONS)
-                before = running.cpu_seconds()
                 await driving.measure(row, row.crowded, crowded)
-                after = running.cpu_seconds()
-                if row.error is None and before is not None and after is not None:
-                    row.crowded_cpu_ms.append(1000 * (after - before) / row.crowded[-1].calls)
         for running, row in driving.pairs:
             row.loaded_mb = running.memory_mb()
         return driving.rows

@@ -31,7 +31,7 @@ from providers.components import (
 )
 from providers.connection import Target
 from providers.direct import DirectServer
-from providers.errors import InternalError
+from providers.errors import BackendError, InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
 from providers.lease import PoolMiddleware
 from providers.lines import Json
@@ -132,12 +132,15 @@ class Mount:
             offer.prompts[public] = OfferedPrompt.of(prompt.form | {"name": public}, self._prompt_getter(prompt.name))
         return offer
 
-    def unlisted_tool(self, name: str) -> OfferedTool:
-        """A tool that cannot be looked up, as the backend is not to be had: calling it says why."""
-        return OfferedTool.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, self._tool_caller(name))
+    def unlisted_tool(self, name: str, why: BackendError | None) -> OfferedTool:
+        """A tool that cannot be looked up, as the backend is not to be had: calling it says why. The attempt to list it
+        was this call's attempt; where there was none, the call makes it."""
+        call = _refusing(why) if why else self._tool_caller(name)
+        return OfferedTool.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, call)
 
-    def unlisted_prompt(self, name: str) -> OfferedPrompt:
-        return OfferedPrompt.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, self._prompt_getter(name))
+    def unlisted_prompt(self, name: str, why: BackendError | None) -> OfferedPrompt:
+        get = _refusing(why) if why else self._prompt_getter(name)
+        return OfferedPrompt.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, get)
 
     def resource_at(self, uri: str, form: Json | None = None) -> OfferedResource:
         """The resource at a URI within the namespace. A backend may serve what it does not list."""
@@ -176,6 +179,13 @@ class Mount:
             return result
 
         return get
+
+
+def _refusing(why: BackendError) -> Callable[[Any], Any]:
+    async def refuse(arguments: Any) -> Any:
+        raise type(why)(why.server, why.problem, not_sent=why.not_sent)
+
+    return refuse
 
 
 def into_namespace(uri: str, server: str) -> str:

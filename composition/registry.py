@@ -239,7 +239,9 @@ class Registry(Provider):
         if mount is None or caller is None:
             return None
         listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        return mount.offer(listing).tools.get(name) if listing else mount.unlisted_tool(inner)
+        if listing is None:
+            return mount.unlisted_tool(inner, mount.catalogue.error(caller))
+        return mount.offer(listing).tools.get(name)
 
     async def _get_prompt(self, name: str, version: Any = None) -> Prompt | None:
         caller = await self.caller()
@@ -248,7 +250,9 @@ class Registry(Provider):
         if mount is None or caller is None:
             return None
         listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        return mount.offer(listing).prompts.get(name) if listing else mount.unlisted_prompt(inner)
+        if listing is None:
+            return mount.unlisted_prompt(inner, mount.catalogue.error(caller))
+        return mount.offer(listing).prompts.get(name)
 
     async def _get_resource(self, uri: str, version: Any = None) -> Resource | None:
         mount = self._route(server_of(uri), await self.caller())

@@ -34,7 +34,7 @@ class Backoff:
     def failed(self, key: Hashable, error: BackendError, limit: float) -> None:
         known = self._troubles.get(key)
         failures = known.failures + 1 if known else 1
-        delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** (failures - 2))
+        delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** min(failures - 2, 30))
         delay *= random.uniform(0.9, 1.1)
         self._troubles[key] = _Trouble(failures, self._clock() + delay, error)
 

@@ -8,6 +8,7 @@ nobody. `ClientSessions` knows the client sessions that are alive.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,18 +47,22 @@ class CallClock:
     def __init__(self, patience: float, longest: float) -> None:
         self._patience = patience
         self._latest = anyio.current_time() + max(patience, longest)
+        self._questions = 0
         self.scope = anyio.CancelScope()
         self.touch()
 
     def touch(self) -> None:
-        self.scope.deadline = min(anyio.current_time() + self._patience, self._latest)
+        patience = math.inf if self._questions else self._patience
+        self.scope.deadline = min(anyio.current_time() + patience, self._latest)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        self.scope.deadline = self._latest
+        self._questions += 1
+        self.touch()
         try:
             yield
         finally:
+            self._questions -= 1
             self.touch()
 
     @property

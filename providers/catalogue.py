@@ -18,13 +18,14 @@ from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from providers.caller import Caller
 from providers.connection import Target
-from providers.errors import BackendError
+from providers.errors import BackendError, BackendTimeout
 from providers.lease import Lease, lease
-from providers.lines import Json, MCPError
+from providers.lines import Json, MCPError, mcp_types
 from providers.pool import McpConnectionPool
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,18 @@ logger = logging.getLogger(__name__)
 MAX_COMPONENTS = 5_000
 """Of each kind from one backend; the rest is left out, with a warning."""
 
+MAX_LIST_BYTES = 512 * 1024
+"""The same in bytes of JSON. A client that gets more in one answer than it takes loses the list of all servers: the
+Python SDK's takes 1 MiB over HTTP."""
+
 _MAX_SCOPES = 1_000
-_LISTS = {
-    "tools": ("tools/list", "tools"),
-    "resources": ("resources/list", "resources"),
-    "templates": ("resources/templates/list", "resourceTemplates"),
-    "prompts": ("prompts/list", "prompts"),
+_LISTS: dict[str, tuple[str, str, type[BaseModel]]] = {
+    "tools": ("tools/list", "tools", mcp_types.Tool),
+    "resources": ("resources/list", "resources", mcp_types.Resource),
+    "templates": ("resources/templates/list", "resourceTemplates", mcp_types.ResourceTemplate),
+    "prompts": ("prompts/list", "prompts", mcp_types.Prompt),
 }
+"""What each kind of component is asked for by, the key of its answer, and what MCP prescribes for one."""
 KINDS = ("tools", "resources", "prompts")
 """What a `notifications/…/list_changed` can be about; templates count as resources."""
 
@@ -145,9 +151,9 @@ class Catalogue:
             self._load_if_stale(scope)
 
     def error(self, caller: Caller) -> BackendError | None:
-        """Why there is no listing, when the last attempt failed."""
+        """Why there is no listing: the server rests after failures, or the last attempt failed."""
         scope = self._find(caller)
-        return scope.error if scope else None
+        return self._pool.backoff.refusal(self._target().key) or (scope.error if scope else None)
 
     def _find(self, caller: Caller) -> _Scope | None:
         return self._scopes.get(caller.session) or self._scopes.get(_scope_key(caller))
@@ -235,40 +241,78 @@ async def _fetch(held: Lease, target: Target) -> Listing:
     facts = held.session.facts
     declared = facts.get("capabilities") or {}
     parts: dict[str, list[Json]] = {}
-    for name, (method, key) in _LISTS.items():
-        offered = declared.get("resources" if name == "templates" else name) is not None
-        parts[name] = await _pages(held, method, key, target) if offered else []
+    for name, (method, key, shape) in _LISTS.items():
+        gathered = _Gathering(target.resource.name, key, shape)
+        if declared.get("resources" if name == "templates" else name) is not None:
+            await _ask_for_pages(held, method, gathered, target.resource.timeouts.initialize)
+        parts[name] = gathered.items
     return make_listing(parts, facts)
 
 
-async def _pages(held: Lease, method: str, key: str, target: Target) -> list[Json]:
-    items: list[Json] = []
+async def _ask_for_pages(held: Lease, method: str, gathered: _Gathering, patience: float) -> None:
+    """All pages of one list, within `patience` seconds however many they are."""
+    deadline = anyio.current_time() + patience
     cursor: str | None = None
     seen: set[str | None] = set()
-    while cursor not in seen:
+    while cursor not in seen and not gathered.is_full:
         seen.add(cursor)
+        remaining = max(deadline - anyio.current_time(), 0.001)
         try:
-            page = await held.request(
-                method, {"cursor": cursor} if cursor else {}, deadline=target.resource.timeouts.initialize
-            )
+            page = await held.request(method, {"cursor": cursor} if cursor else {}, deadline=remaining)
+        except BackendTimeout:
+            problem = f"did not finish '{method}' within {patience:g} s. See its log, or raise timeouts.initialize."
+            raise BackendTimeout(gathered.server, problem) from None
         except MCPError as error:
-            logger.info(
-                "server '%s' declares '%s' but answers it with an error (%s)",
-                target.resource.name,
-                key,
-                error,
-            )
+            logger.info("server '%s' declares what '%s' lists, but refuses it (%s)", gathered.server, method, error)
             break
-        items += [item for item in page.get(key, []) if isinstance(item, dict)]
-        cursor = page.get("nextCursor")
-        if not cursor:
+        gathered.take(page.get(gathered.key))
+        following = page.get("nextCursor")
+        if not following or not isinstance(following, str):
             break
-        if len(items) >= MAX_COMPONENTS:
+        cursor = following
+    gathered.tell_what_is_missing()
+
+
+class _Gathering:
+    """Components of one kind, as far as they are what MCP prescribes and there is room: one that is not, or too many,
+    would cost the client the list of all servers."""
+
+    def __init__(self, server: str, key: str, shape: type[BaseModel]) -> None:
+        self.server, self.key, self._shape = server, key, shape
+        self.items: list[Json] = []
+        self._room = MAX_LIST_BYTES
+        self._invalid = self._too_much = 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.items) + self._invalid + self._too_much >= MAX_COMPONENTS
+
+    def take(self, page: object) -> None:
+        for item in page if isinstance(page, list) else ():
+            size = len(to_json(item))
+            if not self._is_valid(item):
+                self._invalid += 1
+            elif size > self._room or self.is_full:
+                self._too_much += 1
+            else:
+                self.items.append(item)
+                self._room -= size
+
+    def _is_valid(self, item: object) -> bool:
+        try:
+            self._shape.model_validate(item)
+        except ValidationError:
+            return False
+        return isinstance(item, dict)
+
+    def tell_what_is_missing(self) -> None:
+        if self._invalid:
+            logger.warning("server '%s': %d of its %s are not MCP; left out", self.server, self._invalid, self.key)
+        if self.is_full or self._too_much:
             logger.warning(
-                "server '%s' offers more than %d %s; the rest is left out",
-                target.resource.name,
+                "server '%s' offers more %s than %d, or than %d KiB; the rest is left out",
+                self.server,
+                self.key,
                 MAX_COMPONENTS,
-                key,
+                MAX_LIST_BYTES // 1024,
             )
-            break
-    return items[:MAX_COMPONENTS]

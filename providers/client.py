@@ -28,7 +28,7 @@ from providers.identity import Identity
 from providers.lines import Json, MCPError
 from providers.resource import McpServerResource, TransportType
 from providers.session import BackendSession
-from providers.wire import WIRE_ERROR_CODE, Message, OpenWire, Wire
+from providers.wire import WIRE_ERROR_CODE, Message, OpenWire, Wire, error_answer
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class _WireTransport(ClientTransport):
     """FastMCP's view of a wire."""
 
     def __init__(self, open_wire: OpenWire, session: BackendSession, identity: Identity | None) -> None:
+        self._server = session.server
         self._open_wire, self._session, self._identity = open_wire, session, identity
         self.wire: Wire | None = None
 
@@ -73,7 +74,7 @@ class _WireTransport(ClientTransport):
             if "method" in message and message["method"] != "ping":
                 await self._session.receive(message)
             else:
-                await _forward(answers, message)
+                await _forward(self._server, answers, message)
 
         async with answers, read, anyio.create_task_group() as tasks, self._open_wire(deliver) as wire:
             self.wire, wire.identity = wire, self._identity
@@ -84,12 +85,17 @@ class _WireTransport(ClientTransport):
             tasks.cancel_scope.cancel()
 
 
-async def _forward(answers: MemoryObjectSendStream[SessionMessage | Exception], message: Message) -> None:
+async def _forward(
+    server: str, answers: MemoryObjectSendStream[SessionMessage | Exception], message: Message
+) -> None:
     try:
         item = lines.to_session_message(message)
     except ValidationError:
-        logger.debug("dropped a message that is not JSON-RPC")
-        return
+        if "method" in message or not isinstance(message.get("id"), int | str):
+            logger.debug("server '%s': a message that is not JSON-RPC was dropped", server)
+            return
+        error = BackendProtocolError(server, "gave an answer that is not what MCP prescribes.")
+        item = lines.to_session_message(error_answer(message["id"], error))  # who asked need not wait any longer
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         await answers.send(item)
 

@@ -13,7 +13,7 @@ import anyio
 
 from providers.caller import Caller
 from providers.errors import BackendError
-from providers.resource import Isolation, McpServerResource
+from providers.resource import Isolation, McpServerResource, TransportType
 from providers.session import BackendSession
 from providers.wire import OpenWire
 
@@ -34,6 +34,12 @@ class Target:
     @property
     def key(self) -> tuple[str, int]:
         return (self.resource.name, self.generation)
+
+    @property
+    def longest_rest(self) -> float:
+        """Seconds that it is left alone at most when it keeps failing. A remote server that comes back is to be seen
+        within 10 s; to start a process again and again costs more."""
+        return 30.0 if self.resource.transport_type is TransportType.STDIO else 5.0
 
 
 class Key(NamedTuple):
@@ -83,6 +89,8 @@ class PooledConnection:
     in_use: int = 0
     served: int = 0
     holder: str | None = None
+    is_suspect: bool = False
+    """It is being asked whether it is still there; nobody gets it before it has answered."""
     session: BackendSession | None = None
     opening: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     closing: anyio.Event = field(default_factory=anyio.Event)
@@ -94,6 +102,10 @@ class PooledConnection:
     @property
     def generation(self) -> int:
         return self.key.generation
+
+    @property
+    def is_idle(self) -> bool:
+        return self.state is ConnectionState.IDLE
 
     @property
     def is_open(self) -> bool:
@@ -112,12 +124,18 @@ class PooledConnection:
 
     def serves(self, caller: Caller) -> bool:
         """Whether a call of this caller may run on it now."""
-        if self.state is ConnectionState.IDLE:
-            return True
-        return self.state is ConnectionState.ACTIVE and self.holder == caller.session
+        if self.is_suspect:
+            return False
+        return self.is_idle or (self.state is ConnectionState.ACTIVE and self.holder == caller.session)
+
+    async def close_when_dead(self) -> None:
+        assert self.session is not None
+        await self.session.wire.closed.wait()
+        self.closing.set()
 
     def __repr__(self) -> str:
-        return f"<PooledConnection {self.server}#{self.generation} {self.state} in_use={self.in_use}>"
+        doubt = " suspect" if self.is_suspect else ""
+        return f"<PooledConnection {self.server}#{self.generation} {self.state}{doubt} in_use={self.in_use}>"
 
 
 @dataclass(slots=True, eq=False)

@@ -16,9 +16,9 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from providers.caller import Caller, ClientSessions, Front, front_of
 from providers.connection import PooledConnection, Target
-from providers.errors import BackendError, BackendTimeout, InternalError, LeaseReleased
+from providers.errors import BackendError, BackendTimeout, BackendUnavailable, InternalError, LeaseReleased
 from providers.identity import current_identity
-from providers.lines import Json
+from providers.lines import Json, MCPError
 from providers.pool import McpConnectionPool
 from providers.session import BackendSession
 
@@ -72,7 +72,11 @@ class Lease:
         try:
             result = await self.session.request(method, params, self._front, deadline=deadline)
         except BackendTimeout:
-            self._pool.suspect(connection)
+            if self._front is not None or connection.in_use == 1:  # a listing may have waited behind somebody's long call
+                self._pool.suspect(connection)
+            raise
+        except MCPError:  # an error is an answer
+            self._pool.succeeded(connection)
             raise
         self._pool.succeeded(connection)
         return result
@@ -83,21 +87,20 @@ class Lease:
             self._connection = await self._pool.acquire(self._target, self._caller)
             if not self._is_stale(self._connection) or await self._still_there():
                 return
-        raise BackendError(self._target.resource.name, "does not answer. Try again.", not_sent=True)
+        raise BackendUnavailable(self._target.resource.name, "does not answer. Try again.", not_sent=True)
 
     def _is_stale(self, connection: PooledConnection) -> bool:
+        if connection.in_use > 1:
+            return False  # it works for another call, and may well answer nothing meanwhile
         quiet_since = max(connection.last_used_at, connection.checked_at)
         return anyio.current_time() - quiet_since > self._pool.limits.check_after
 
     async def _still_there(self) -> bool:
         connection = self._held()
-        alive = False
-        try:
-            alive = await self._pool.answers(connection)
-        finally:
-            if not alive:
-                self._pool.condemn(connection)
-                self._give_back()
+        alive = await self._pool.answers(connection)
+        if not alive:
+            self._pool.condemn(connection)
+            self._give_back()
         return alive
 
     def _give_back(self) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from providers.backoff import Backoff
 from providers.caller import Caller
@@ -34,12 +35,9 @@ from providers.connection import (
     statistics_of,
 )
 from providers.errors import BackendError, BackendUnavailable, PoolExhausted
-from providers.resource import Isolation, TransportType
+from providers.resource import Isolation
 
 logger = logging.getLogger(__name__)
-
-_REST_LIMIT = {TransportType.STDIO: 30.0}
-_REST_LIMIT_OTHERS = 5.0  # a server that comes back is to be seen within 10 s
 
 
 class McpConnectionPool:
@@ -239,7 +237,7 @@ class McpConnectionPool:
                     self._settle()
                 if connection.state is ConnectionState.IDLE and self._is_spent(connection):
                     self._close(connection)  # its caller has gone meanwhile
-                tasks.start_soon(_close_when_dead, connection)
+                tasks.start_soon(connection.close_when_dead)
                 await connection.closing.wait()
                 error = self._cause_of_death(connection)
                 self._close(connection)
@@ -305,8 +303,7 @@ class McpConnectionPool:
 
     def _failed(self, connection: PooledConnection, error: BackendError) -> None:
         self._counts["failed"] += 1
-        limit = _REST_LIMIT.get(connection.target.resource.transport_type, _REST_LIMIT_OTHERS)
-        self.backoff.failed(connection.target.key, error, limit)
+        self.backoff.failed(connection.target.key, error, connection.target.longest_rest)
         logger.warning("%s", error)
         if connection.session is not None:
             return  # it was open: who waits for its end may have the next one
@@ -344,15 +341,17 @@ class McpConnectionPool:
         self._died = {key for key in self._died if not key.scope.startswith(f"{session};")}
 
     def suspect(self, connection: PooledConnection) -> None:
-        """A call ran out of time: find out whether the backend is alive, and end it if it is not."""
-        if self._tasks is not None:
+        """A call ran out of time: find out whether the backend is alive, and end it if it is not. Who comes meanwhile
+        waits for the outcome, so that no further call is lost to a backend that is dead."""
+        if self._tasks is not None and not connection.is_suspect:
+            connection.is_suspect = True
             self._tasks.start_soon(self._check, connection)
 
     async def health_check(self) -> None:
         """Close idle connections that are too old or were idle too long, and those that do not answer a ping."""
         now = anyio.current_time()
         async with anyio.create_task_group() as checks:
-            for connection in [each for each in self._all if each.state is ConnectionState.IDLE]:
+            for connection in [each for each in self._all if each.is_idle and not each.is_suspect]:
                 idle, age = now - connection.last_used_at, now - connection.created_at
                 if idle > self.limits.idle_timeout or age > self.limits.max_lifetime:
                     self._close(connection)
@@ -360,9 +359,15 @@ class McpConnectionPool:
                     checks.start_soon(self._check, connection)
 
     async def _check(self, connection: PooledConnection) -> None:
-        if connection.is_open and not await self.answers(connection) and connection.is_open:
-            logger.warning("server '%s' does not answer a ping; its connection is closed", connection.server)
-            self.condemn(connection)
+        """Ask until there is an answer, or nobody left to lose one: calls that run on it have deadlines of their own."""
+        connection.is_suspect = True
+        while connection.is_open and not await self.answers(connection):
+            await checkpoint()  # a dead one answers without waiting
+            if connection.is_open and connection.in_use == 0:
+                logger.warning("server '%s' does not answer a ping; its connection is closed", connection.server)
+                self.condemn(connection)
+        connection.is_suspect = False
+        self._settle()
 
     async def answers(self, connection: PooledConnection) -> bool:
         """Whether the backend answers a ping within its `list` timeout."""
@@ -394,9 +399,3 @@ class McpConnectionPool:
         with anyio.move_on_after(longest + 2):
             while self._all:
                 await self._forgotten.wait()
-
-
-async def _close_when_dead(connection: PooledConnection) -> None:
-    assert connection.session is not None
-    await connection.session.wire.closed.wait()
-    connection.closing.set()

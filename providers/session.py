@@ -45,7 +45,7 @@ class BackendSession:
         self._on_change = on_change
         self._fronts: dict[int, Front] = {}
         self._next_token = 0
-        self._asked: dict[Any, anyio.CancelScope] = {}
+        self._asked: dict[str | int | None, tuple[Front | None, anyio.CancelScope]] = {}
         self._session: ClientSession
         self._tasks: TaskGroup
         self.wire: Wire
@@ -103,6 +103,7 @@ class BackendSession:
             finally:
                 self._fronts.pop(token, None)
                 self._clocks.discard(clock)
+                self._end_questions(front)
         if self._is_over:
             raise self._death(not_sent=False)
         raise BackendTimeout(
@@ -159,13 +160,11 @@ class BackendSession:
         return kind(self.server, problem, not_sent=not_sent)
 
     async def ping(self, deadline: float) -> bool:
-        """Whether the backend is there. The 2026-07-28 era has no ping; there a living wire must do."""
+        """Whether the backend is there. The 2026-07-28 era has no ping; there it is asked what it is."""
         if self._is_over:
             return False
-        if self.is_modern:
-            return True
         try:
-            await self.request("ping", {}, None, deadline=deadline)
+            await self.request("server/discover" if self.is_modern else "ping", {}, None, deadline=deadline)
         except (BackendError, MCPError) as error:
             return isinstance(error, MCPError)  # an error answer is an answer
         return True
@@ -180,9 +179,9 @@ class BackendSession:
         if "id" in message:
             self._tasks.start_soon(self._answer, message["id"], method, params)
         elif method == "notifications/cancelled":
-            scope = self._asked.get(_hashable(params.get("requestId")))
-            if scope is not None:
-                scope.cancel()
+            _, question = self._asked.pop(_hashable(params.get("requestId")), (None, None))
+            if question is not None:
+                question.cancel()
         elif method == "notifications/progress":
             await self._progress(params)
         elif method == "notifications/message":
@@ -215,17 +214,22 @@ class BackendSession:
         return fronts[-1]
 
     async def _answer(self, request_id: Any, method: str, params: Json) -> None:
+        front, answer = self._caller(), {"error": _REFUSED}
         with anyio.CancelScope() as scope:
-            self._asked[_hashable(request_id)] = scope
-            try:
-                answer = await self._ask(method, params)
-            finally:
-                self._asked.pop(_hashable(request_id), None)
-            with suppress(BackendError):
-                await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
+            self._asked[_hashable(request_id)] = (front, scope)
+            answer = await self._ask(front, method, params)
+        if self._asked.pop(_hashable(request_id), None) is None:
+            return  # the backend took the question back
+        with suppress(BackendError):
+            await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
 
-    async def _ask(self, method: str, params: Json) -> Json:
-        front = self._caller()
+    def _end_questions(self, front: Front | None) -> None:
+        """A call is over: nobody is to answer for it any more."""
+        for asked, question in self._asked.values():
+            if asked is front and front is not None:
+                question.cancel()
+
+    async def _ask(self, front: Front | None, method: str, params: Json) -> Json:
         if front is None or _QUESTIONS.get(method) not in front.caller.capabilities:
             return {"error": _REFUSED}
         with front.clock.resting():

@@ -125,8 +125,8 @@ async def test_a_front_that_does_not_start_is_reported_with_its_log(
 
 def test_targets_compare_rounds_of_one_run() -> None:
     def row(variant: Variant, calls: int, cpu: float) -> Row:
-        crowded = [Outcome(calls, 1.0, 1.0, 2.0)] * 3
-        return Row(variant, crowded=crowded, crowded_cpu_ms=[cpu], requests_per_call={"tools/call": 1.0})
+        crowded = [Outcome(calls, 1.0, 1.0, 2.0, cpu_ms=cpu)] * 3
+        return Row(variant, crowded=crowded, requests_per_call={"tools/call": 1.0})
 
     rows = [row(Variant.DIRECT, 900, 0), row(Variant.GATEWAY, 500, 1), row(Variant.CREATE_PROXY, 50, 20)]
     verdicts = report.call_verdicts([*rows, row(Variant.SHARED, 250, 1.5)], Era.HANDSHAKE)

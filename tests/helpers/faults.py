@@ -25,7 +25,15 @@ from tests.helpers.processes import eventually, http_server
 STDIO, HTTP = "stdio", "http"
 TRANSPORTS = (STDIO, HTTP)
 
-QUICK = {"connect": 1.0, "initialize": 1.0, "first_start": 2.0, "list": 0.5, "call": 1.0, "call_max": 3.0, "shutdown": 2.0}
+QUICK = {
+    "connect": 1.0,
+    "initialize": 1.0,
+    "first_start": 2.0,
+    "list": 0.5,
+    "call": 1.0,
+    "call_max": 3.0,
+    "shutdown": 2.0,
+}
 """Deadlines in seconds of a server that is broken: short, so that the tests are."""
 
 OTHERS_SLOWEST = 1.0

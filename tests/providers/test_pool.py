@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest
 
 from providers.caller import Caller
-from providers.connection import ConnectionState, PooledConnection, PoolLimits, Target
+from providers.connection import ConnectionState, PooledConnection, Target
 from providers.errors import BackendTimeout, BackendUnavailable, PoolExhausted
 from providers.lease import Lease, lease
 from providers.pool import McpConnectionPool
@@ -23,6 +23,7 @@ from tests.helpers.fakes import (
     held,
     modern_caller,
     no_waiting,
+    pool_of,
     settled,
     text,
 )
@@ -34,12 +35,6 @@ pytestmark = pytest.mark.core
 async def time_flies() -> AsyncIterator[None]:
     with no_waiting():
         yield
-
-
-@asynccontextmanager
-async def pool_of(**limits: float) -> AsyncIterator[McpConnectionPool]:
-    async with McpConnectionPool(PoolLimits()._replace(**limits)) as pool:
-        yield pool
 
 
 async def call(pool: McpConnectionPool, target: Target, caller: Caller, said: str = "hi") -> None:
@@ -104,11 +99,10 @@ async def test_a_shared_connection_serves_one_session_at_a_time() -> None:
         async with lease(pool, target, OTHER_USER):
             order.append("second has it")
 
-    async with pool_of() as pool, anyio.create_task_group() as tasks:
-        async with lease(pool, target, FIRST):
-            tasks.start_soon(second)
-            await settled()
-            order.append("first ends")
+    async with pool_of() as pool, anyio.create_task_group() as tasks, lease(pool, target, FIRST):
+        tasks.start_soon(second)
+        await settled()
+        order.append("first ends")
     assert order == ["first ends", "second has it"]
 
 
@@ -119,13 +113,12 @@ async def test_a_session_that_keeps_calling_does_not_keep_the_others_out() -> No
         async with lease(pool, target, caller):
             order.append(caller.session)
 
-    async with pool_of() as pool, anyio.create_task_group() as tasks:
-        async with lease(pool, target, FIRST):
-            tasks.start_soon(waits, OTHER_USER)
-            await settled()
-            tasks.start_soon(waits, FIRST)
-            await settled()
-            assert order == []
+    async with pool_of() as pool, anyio.create_task_group() as tasks, lease(pool, target, FIRST):
+        tasks.start_soon(waits, OTHER_USER)
+        await settled()
+        tasks.start_soon(waits, FIRST)
+        await settled()
+        assert order == []
     assert order == [OTHER_USER.session, FIRST.session]
 
 
@@ -267,11 +260,10 @@ async def test_a_slot_that_becomes_free_goes_to_who_waited_longest() -> None:
         async with lease(pool, target, caller_of(session=session)):
             order.append(session)
 
-    async with pool_of(max_connections=1) as pool, anyio.create_task_group() as tasks:
-        async with lease(pool, target, FIRST):
-            for session in "abc":
-                tasks.start_soon(one, session)
-                await settled()
+    async with pool_of(max_connections=1) as pool, anyio.create_task_group() as tasks, lease(pool, target, FIRST):
+        for session in "abc":
+            tasks.start_soon(one, session)
+            await settled()
     assert order == ["a", "b", "c"]
 
 

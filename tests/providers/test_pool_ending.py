@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from providers.connection import ConnectionState, PooledConnection, PoolLimits
+from providers.connection import ConnectionState, PooledConnection
 from providers.errors import BackendUnavailable
 from providers.lease import lease
 from providers.pool import McpConnectionPool
@@ -21,6 +21,7 @@ from tests.helpers.fakes import (
     held,
     never,
     no_waiting,
+    pool_of,
     settled,
 )
 
@@ -35,12 +36,6 @@ OTHER_USER = caller_of(BOB, "session:3")
 async def time_flies() -> AsyncIterator[None]:
     with no_waiting():
         yield
-
-
-@asynccontextmanager
-async def pool_of(**limits: float) -> AsyncIterator[McpConnectionPool]:
-    async with McpConnectionPool(PoolLimits()._replace(**limits)) as pool:
-        yield pool
 
 
 @asynccontextmanager
@@ -292,14 +287,13 @@ async def test_the_end_of_a_client_session_closes_what_was_its_own_and_cancels_w
 
 async def test_the_end_of_the_pool_is_told_to_who_waits() -> None:
     backend = FakeBackend()
-    async with anyio.create_task_group() as tasks:
-        async with pool_of(max_connections=1) as pool:
+    async with anyio.create_task_group() as tasks, pool_of(max_connections=1) as pool:
+        tasks.start_soon(is_refused, pool, backend)
+        async with lease(pool, backend.target(), FIRST):
             tasks.start_soon(is_refused, pool, backend)
-            async with lease(pool, backend.target(), FIRST):
-                tasks.start_soon(is_refused, pool, backend)
-                await settled()
-                assert pool.statistics().waiting == 2
-                await pool.close_all()
+            await settled()
+            assert pool.statistics().waiting == 2
+            await pool.close_all()
 
 
 async def is_refused(pool: McpConnectionPool, backend: FakeBackend) -> None:

@@ -170,6 +170,14 @@ async def roots(ctx: Context) -> Any:
     return [str(root.uri) for root in answer.roots]
 
 
+@mcp.tool
+async def confer(ctx: Context, tag: str, steps: int) -> dict[str, Any]:
+    """All of the above in one call of the handshake era: log, report progress, ask, think and list roots."""
+    await chatter(ctx, 3, tag)
+    await slow(ctx, 0.05, steps)
+    return {"ask": await ask(ctx, f"{tag}?"), "think": await think(ctx, f"{tag}!"), "roots": await roots(ctx)}
+
+
 async def ask_client(ctx: Context, request: Any, answer_type: type[Any]) -> Any:
     """Ask the client for something.
 
