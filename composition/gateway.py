@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
@@ -106,7 +108,9 @@ class Gateway:
         )
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         self._http: HttpClient | None = None
+        self._tasks: TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
 
     def __repr__(self) -> str:
@@ -116,11 +120,14 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, server: FastMCP[Any]) -> AsyncIterator[None]:
-        await self.start()
+        self._lifespans += 1
         try:
+            await self.start()
             yield
         finally:
-            await self.stop()
+            self._lifespans -= 1
+            if not self._lifespans:
+                await self.stop()
 
     async def start(self) -> None:
         """Start what the gateway owns, if it does not run yet in this event loop."""
@@ -146,12 +153,13 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.pool, anyio.create_task_group() as tasks:
-                self.state = GatewayState.RUNNING
-                tasks.start_soon(self.registry.run, self.store, tasks)
-                tasks.start_soon(self._follow_file)
-                self._ready.set()
-                await self._stop.wait()
+            async with http_client() as self._http, anyio.create_task_group() as tasks:
+                async with self.pool:  # closed first: servers in this process live in tasks of the group
+                    self._tasks, self.state = tasks, GatewayState.RUNNING
+                    tasks.start_soon(self.registry.run, self.store, tasks)
+                    tasks.start_soon(self._follow_file)
+                    self._ready.set()
+                    await self._stop.wait()
                 tasks.cancel_scope.cancel()
         finally:
             self.state = GatewayState.STOPPED
@@ -194,11 +202,15 @@ class Gateway:
             case TransportType.STDIO:
                 return partial(stdio_wire, resource)
             case TransportType.PYTHON:
-                return partial(inprocess_wire, resource, PythonServer(resource))
+                return partial(inprocess_wire, resource, PythonServer(resource, self._start_soon))
             case TransportType.SSE:
                 return lambda deliver: sse_wire(resource, deliver, self._client)
             case _:
                 return lambda deliver: streamable_http_wire(resource, deliver, self._client)
+
+    def _start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        assert self._tasks is not None, "the gateway does not run"
+        self._tasks.start_soon(work, *arguments)
 
     @property
     def _client(self) -> HttpClient:
@@ -211,5 +223,7 @@ class Gateway:
             mount.catalogue.forget_session(session)
 
     def operator_caller(self) -> Caller:
-        """The operator, for what the gateway does by itself: warming up and `check`."""
-        return Caller(self.operator, f"user:{self.operator.key}", has_session=False, is_modern=lines.MODERN)
+        """The operator, for what the gateway does by itself: warming up and `check`. An administrator only where
+        everybody is: where callers bring tokens, no token vouches for this one."""
+        operator = self.operator if self.mcp.auth is None else replace(self.operator, roles=frozenset())
+        return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)

@@ -6,6 +6,7 @@ backend's own names; what is here gives its components the server's name in fron
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,9 @@ from providers.wire import OpenWire
 
 SEPARATOR = "_"
 
+_GENERATIONS = itertools.count(1)
+"""One count for all mounts: a server that is removed and added again does not meet its own past."""
+
 
 class Mount:
     """One mounted resource: its target, its catalogue, its sub-server.
@@ -49,7 +53,7 @@ class Mount:
     Args:
         lookup: the record of a server as it is now, or None when it is gone.
         open_wire: how a session of this resource is opened.
-        on_change: told which kinds of component changed.
+        on_change: told which kinds of component changed, and for whom.
         local: the local user, or None where callers bring tokens.
     """
 
@@ -61,13 +65,13 @@ class Mount:
         pool: McpConnectionPool,
         sessions: ClientSessions,
         lookup: Callable[[str], McpServerResource | None],
-        on_change: Callable[[frozenset[str]], None],
+        on_change: Callable[[frozenset[str], Identity], None],
         local: Identity | None,
         refresh_interval: float,
     ) -> None:
         self.resource = resource
         self._sessions = sessions
-        self.target = Target(resource, 1, open_wire, self._backend_changed)
+        self.target = Target(resource, next(_GENERATIONS), open_wire, self._backend_changed)
         self.catalogue = Catalogue(pool, lambda: self.target, on_change, refresh_interval)
         self.backend = BackendProvider(self.catalogue, lambda: self.resource, self._caller)
         self.server = DirectServer(
@@ -91,7 +95,8 @@ class Mount:
         return self._sessions.caller(get_context(), identity)
 
     def _backend_changed(self, caller: Caller, method: str) -> None:
-        self.catalogue.changed(caller, method)
+        if self._sessions.is_alive(caller):
+            self.catalogue.changed(caller, method)
 
     def update(self, resource: McpServerResource, open_wire: OpenWire | None) -> None:
         """Take over a changed record.
@@ -103,7 +108,7 @@ class Mount:
         if open_wire is None:
             self.target = replace(self.target, resource=resource)
         else:
-            self.target = Target(resource, self.target.generation + 1, open_wire, self._backend_changed)
+            self.target = Target(resource, next(_GENERATIONS), open_wire, self._backend_changed)
             self.catalogue.changed_for_all()
 
     # --- under the namespace

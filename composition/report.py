@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TextIO
@@ -31,7 +31,7 @@ class Report:
     error: str = ""
 
 
-async def connect_all(gateway: Gateway) -> AsyncIterator[Report]:
+async def connect_all(gateway: Gateway) -> AsyncGenerator[Report]:
     """Connect to every enabled server at once and report each as it answers, the slowest last; disabled ones first.
     Each has its own deadlines. Only as many processes start at a time as there are processors: clients that are there
     already come first."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from providers.errors import BackendError, BackendUnavailable
@@ -15,6 +16,7 @@ _BROKEN_AFTER = 5
 @dataclass(slots=True)
 class _Trouble:
     failures: int
+    at: float
     until: float
     error: BackendError
 
@@ -29,24 +31,35 @@ class Backoff:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._troubles: dict[Hashable, _Trouble] = {}
+        self._troubles: dict[tuple[str, int], _Trouble] = {}
 
-    def failed(self, key: Hashable, error: BackendError, limit: float) -> None:
+    def failed(self, key: tuple[str, int], error: BackendError, limit: float, since: float = math.inf) -> None:
+        """Count a failure of something that was begun at `since`. What was begun before the last failure says nothing
+        new: when a server dies, all of its sessions do."""
         known = self._troubles.get(key)
+        if known is not None and since <= known.at:
+            return
         failures = known.failures + 1 if known else 1
         delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** min(failures - 2, 30))
         delay *= random.uniform(0.9, 1.1)
-        self._troubles[key] = _Trouble(failures, self._clock() + delay, error)
+        now = self._clock()
+        self._troubles[key] = _Trouble(failures, now, now + delay, error)
 
-    def succeeded(self, key: Hashable) -> None:
+    def forget(self, server: str, before_generation: int) -> None:
+        """Earlier generations of a server are gone, and their troubles with them."""
+        self._troubles = {
+            key: trouble for key, trouble in self._troubles.items() if key[0] != server or key[1] >= before_generation
+        }
+
+    def succeeded(self, key: tuple[str, int]) -> None:
         self._troubles.pop(key, None)
 
-    def rests_for(self, key: Hashable) -> float:
+    def rests_for(self, key: tuple[str, int]) -> float:
         """Seconds until the next attempt is allowed; 0 when it is."""
         trouble = self._troubles.get(key)
         return max(0.0, trouble.until - self._clock()) if trouble else 0.0
 
-    def refusal(self, key: Hashable, *, is_tried: bool = False) -> BackendError | None:
+    def refusal(self, key: tuple[str, int], *, is_tried: bool = False) -> BackendError | None:
         """The error for a caller who comes while the server rests.
 
         Args:

@@ -85,9 +85,7 @@ class _WireTransport(ClientTransport):
             tasks.cancel_scope.cancel()
 
 
-async def _forward(
-    server: str, answers: MemoryObjectSendStream[SessionMessage | Exception], message: Message
-) -> None:
+async def _forward(server: str, answers: MemoryObjectSendStream[SessionMessage | Exception], message: Message) -> None:
     try:
         item = lines.to_session_message(message)
     except ValidationError:
@@ -136,7 +134,7 @@ async def open_session(
         on_change: told each `…/list_changed` method that the backend sends.
         deadline: seconds for connecting and negotiating together.
         prefers_modern: which era to try first: the client's own, so that it finds what it would find directly (a
-            session that keeps state, or the 2026-07-28 way of asking). The other one is taken where the backend has only that.
+            session that keeps state, or the 2026-07-28 way of asking). The other one is taken where it has no other.
         era: `era` of an earlier session with the same server, so that it is negotiated once.
 
     Raises:

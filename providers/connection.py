@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import anyio
 
 from providers.caller import Caller
 from providers.errors import BackendError
+from providers.identity import Identity
 from providers.resource import Isolation, McpServerResource, TransportType
 from providers.session import BackendSession
 from providers.wire import OpenWire
@@ -66,6 +68,10 @@ def key_for(target: Target, caller: Caller) -> Key:
     return Key(*target.key, f"{whose};{era};{','.join(sorted(caller.capabilities))}")
 
 
+_CLOSING_SECONDS = 1.0
+"""How long a connection takes to close as a rule."""
+
+
 class ConnectionState(StrEnum):
     CONNECTING = "connecting"
     IDLE = "idle"
@@ -77,7 +83,8 @@ class ConnectionState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class PooledConnection:
-    """One session with a backend. `holder` is the client session whose calls it serves now."""
+    """One session with a backend. `holder` is the client session whose calls it serves now, and as whom: two tokens
+    of one user may differ in their roles."""
 
     target: Target
     key: Key
@@ -88,9 +95,10 @@ class PooledConnection:
     state: ConnectionState = ConnectionState.CONNECTING
     in_use: int = 0
     served: int = 0
-    holder: str | None = None
+    holder: tuple[str, Identity] | None = None
     is_suspect: bool = False
     """It is being asked whether it is still there; nobody gets it before it has answered."""
+    closing_since: float = math.inf
     session: BackendSession | None = None
     opening: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     closing: anyio.Event = field(default_factory=anyio.Event)
@@ -122,11 +130,16 @@ class PooledConnection:
         own = self.target.resource.isolation is Isolation.SESSION and self.opener.has_session
         return self.opener.session if own else None
 
+    def is_about_to_be_gone(self, now: float) -> bool:
+        """Whether its slot can be counted on; one that hangs while closing cannot."""
+        return self.state is ConnectionState.CLOSING and now - self.closing_since < _CLOSING_SECONDS
+
     def serves(self, caller: Caller) -> bool:
         """Whether a call of this caller may run on it now."""
         if self.is_suspect:
             return False
-        return self.is_idle or (self.state is ConnectionState.ACTIVE and self.holder == caller.session)
+        is_held_by_it = self.holder == (caller.session, caller.identity)
+        return self.is_idle or (self.state is ConnectionState.ACTIVE and is_held_by_it)
 
     async def close_when_dead(self) -> None:
         assert self.session is not None
@@ -145,6 +158,7 @@ class Waiter:
     target: Target
     key: Key
     caller: Caller
+    may_evict: bool = True
     ready: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     connection: PooledConnection | None = None

@@ -60,7 +60,7 @@ class McpConnectionPool:
         return f"<McpConnectionPool {len(self._all)}/{self.limits.max_connections}, {len(self._waiters)} waiting>"
 
     async def __aenter__(self) -> McpConnectionPool:
-        self._tasks = anyio.create_task_group()
+        self._tasks, self._forgotten = anyio.create_task_group(), anyio.Event()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._keep_healthy)
         return self
@@ -84,8 +84,11 @@ class McpConnectionPool:
 
     # --- hand out, take back
 
-    async def acquire(self, target: Target, caller: Caller) -> PooledConnection:
+    async def acquire(self, target: Target, caller: Caller, *, may_evict: bool = True) -> PooledConnection:
         """Reserve the caller's connection, opening it if there is none. Give it back with `release`.
+
+        Args:
+            may_evict: end a session whose client is still there, if that is the only way to make room.
 
         Raises:
             PoolExhausted: none became free within `acquire_timeout`. Opening has deadlines of its own.
@@ -93,7 +96,7 @@ class McpConnectionPool:
         """
         if self._tasks is None:
             raise BackendUnavailable(target.resource.name, "the gateway is shutting down.", not_sent=True)
-        waiter = Waiter(target, key_for(target, caller), caller)
+        waiter = Waiter(target, key_for(target, caller), caller, may_evict)
         waiter.scope.deadline = anyio.current_time() + self.limits.acquire_timeout
         self._waiters.append(waiter)
         self._settle()
@@ -138,9 +141,12 @@ class McpConnectionPool:
         self._settle()
 
     def _is_spent(self, connection: PooledConnection) -> bool:
-        """Whether nobody can use it once it is idle: it was for one call, or its generation is over."""
+        """Whether nobody can use it once it is idle: it was for one call, its generation is over, or a call of somebody
+        else was given up on it, of which the backend may still speak."""
         is_over = connection.generation <= self._retired.get(connection.server, 0)
-        return is_over or connection.target.resource.isolation is Isolation.CALL
+        isolation = connection.target.resource.isolation
+        is_tainted = connection.session is not None and connection.session.has_abandoned
+        return is_over or isolation is Isolation.CALL or (isolation is Isolation.SHARED and is_tainted)
 
     def succeeded(self, connection: PooledConnection) -> None:
         """The backend answered: its past failures are forgotten."""
@@ -150,7 +156,7 @@ class McpConnectionPool:
     # --- the one place to decide
 
     def _settle(self) -> None:
-        wanted, queued = 0, set[Key]()
+        wanting, queued = list[Waiter](), set[Key]()
         for waiter in list(self._waiters):
             connection = self._live.get(waiter.key)
             if connection is not None and connection.state is not ConnectionState.CONNECTING:
@@ -168,14 +174,14 @@ class McpConnectionPool:
             elif len(self._all) < self.limits.max_connections:
                 self._open(waiter)
             else:
-                wanted += 1
+                wanting.append(waiter)
                 self._limit(waiter)
-        self._make_room(wanted)
+        self._make_room(wanting)
 
     def _hand_out(self, waiter: Waiter, connection: PooledConnection) -> None:
         connection.state = ConnectionState.ACTIVE
         connection.in_use += 1
-        connection.holder = waiter.caller.session
+        connection.holder = (waiter.caller.session, waiter.caller.identity)
         if connection.session is not None:
             connection.session.wire.identity = waiter.caller.identity
         self._answer(waiter, connection)
@@ -205,19 +211,25 @@ class McpConnectionPool:
         # In a context of its own: the connection outlives the request that opened it, and is to know nothing of it.
         Context().run(self._tasks.start_soon, self._run, connection)
 
-    def _make_room(self, wanted: int) -> None:
-        """Retire the connections that were idle longest, as many as callers wait for a slot and none is on its way."""
-        wanted -= sum(connection.state is ConnectionState.CLOSING for connection in self._all)
-        idle = [connection for connection in self._all if connection.state is ConnectionState.IDLE]
-        for connection in sorted(idle, key=lambda connection: connection.last_used_at)[: max(0, wanted)]:
+    def _make_room(self, wanting: list[Waiter]) -> None:
+        """Retire the connection that was idle longest for each who waits for a slot, unless one is on its way."""
+        now = anyio.current_time()
+        on_its_way = sum(connection.is_about_to_be_gone(now) for connection in self._all)
+        for waiter in wanting[on_its_way:]:
+            idle = [each for each in self._all if each.is_idle and (waiter.may_evict or not each.ends_with_session)]
+            if not idle:
+                continue
+            oldest = min(idle, key=lambda connection: connection.last_used_at)
             self._counts["evicted"] += 1
-            if connection.ends_with_session:
-                logger.info("server '%s': made room by ending a session whose client is still there", connection.server)
-            self._close(connection)
+            if oldest.ends_with_session:
+                logger.info("server '%s': made room by ending a session whose client is still there", oldest.server)
+            self._close(oldest)
 
     def _close(self, connection: PooledConnection) -> None:
         """Begin to close; whatever still runs on it fails."""
         if connection.state is not ConnectionState.CLOSED:
+            if connection.state is not ConnectionState.CLOSING:
+                connection.closing_since = anyio.current_time()
             connection.state = ConnectionState.CLOSING
             if self._live.get(connection.key) is connection:
                 del self._live[connection.key]
@@ -303,7 +315,7 @@ class McpConnectionPool:
 
     def _failed(self, connection: PooledConnection, error: BackendError) -> None:
         self._counts["failed"] += 1
-        self.backoff.failed(connection.target.key, error, connection.target.longest_rest)
+        self.backoff.failed(connection.target.key, error, connection.target.longest_rest, connection.created_at)
         logger.warning("%s", error)
         if connection.session is not None:
             return  # it was open: who waits for its end may have the next one
@@ -312,17 +324,19 @@ class McpConnectionPool:
 
     # --- retire, check, close
 
-    def evict(self, server: str, *, before_generation: int | None = None) -> None:
-        """Retire a server's connections, or those of earlier generations: idle ones now, busy ones when released."""
-        if before_generation is not None:
-            self._retired[server] = before_generation - 1
+    def evict(self, server: str, *, before_generation: int) -> None:
+        """Retire a server's connections of earlier generations: idle ones now, busy ones when released."""
+        self._retired[server] = before_generation - 1
         for connection in self.connections(server):
-            if before_generation is None or connection.generation < before_generation:
+            if connection.generation < before_generation:
                 self.retire(connection)
-        for key in [key for key in self._eras if key[0] == server]:
-            if before_generation is None or key[1] < before_generation:
-                del self._eras[key]
+        for key in [key for key in self._eras if key[0] == server and key[1] < before_generation]:
+            del self._eras[key]
         self._died = {key for key in self._died if key.server != server}
+        self.backoff.forget(server, before_generation)
+        for waiter in list(self._waiters):
+            if waiter.key.server == server and waiter.key.generation < before_generation:
+                self._answer(waiter, error=BackendUnavailable(server, "was changed meanwhile. Try again."))
 
     def retire(self, connection: PooledConnection) -> None:
         """Close a connection once nobody uses it."""
@@ -338,11 +352,13 @@ class McpConnectionPool:
         for connection in self.connections():
             if connection.ends_with_session == session:
                 self._close(connection)
+        for waiter in list(self._waiters):
+            if waiter.caller.has_session and waiter.caller.session == session:
+                self._answer(waiter, error=BackendUnavailable(waiter.key.server, "its client has gone."))
         self._died = {key for key in self._died if not key.scope.startswith(f"{session};")}
 
     def suspect(self, connection: PooledConnection) -> None:
-        """A call ran out of time: find out whether the backend is alive, and end it if it is not. Who comes meanwhile
-        waits for the outcome, so that no further call is lost to a backend that is dead."""
+        """A call ran out of time: is the backend dead? Who comes meanwhile waits, so that no further call is lost."""
         if self._tasks is not None and not connection.is_suspect:
             connection.is_suspect = True
             self._tasks.start_soon(self._check, connection)
@@ -359,7 +375,14 @@ class McpConnectionPool:
                     checks.start_soon(self._check, connection)
 
     async def _check(self, connection: PooledConnection) -> None:
-        """Ask until there is an answer, or nobody left to lose one: calls that run on it have deadlines of their own."""
+        try:
+            await self._ask_until_answered(connection)
+        except Exception as fault:  # a task ends here: one connection's fault must not end the pool
+            logger.exception("server '%s': its connection could not be checked", connection.server, exc_info=fault)
+            self.condemn(connection)
+
+    async def _ask_until_answered(self, connection: PooledConnection) -> None:
+        """Ask until it answers, or until nobody is left to lose an answer: calls have deadlines of their own."""
         connection.is_suspect = True
         while connection.is_open and not await self.answers(connection):
             await checkpoint()  # a dead one answers without waiting

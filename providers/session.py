@@ -7,7 +7,7 @@ order of the wire, and is passed to the front of the call that it belongs to, or
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +32,9 @@ _QUESTIONS = {
     "elicitation/create": "elicitation",
     "roots/list": "roots",
 }
+_MAX_QUESTIONS = 16
+"""That a backend may have open at once."""
+_TELL_SECONDS = 5.0
 _REFUSED = {"code": -32601, "message": "The client that made this call cannot be asked this."}
 
 
@@ -52,6 +55,7 @@ class BackendSession:
         self.era: Any = None
         self._is_ending = False
         self._clocks: set[CallClock] = set()
+        self._abandoned: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._fronts)} calls>"
@@ -70,6 +74,11 @@ class BackendSession:
         self._is_ending = True
         for clock in list(self._clocks):
             clock.scope.cancel()
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether a request got no answer: the backend may still be at it, and speak of it to whoever comes next."""
+        return bool(self._abandoned)
 
     @property
     def is_modern(self) -> bool:
@@ -95,15 +104,23 @@ class BackendSession:
         clock = CallClock(deadline or self._timeouts.call, self._timeouts.call_max)
         token = self._next_token = self._next_token + 1
         self._clocks.add(clock)
+        is_answered = False
         with clock.scope:
             if front is not None:
                 front.clock, self._fronts[token] = clock, front
             try:
-                return await self._send(method, self._with_meta(params, token if front else None))
+                answer = await self._send(method, self._with_meta(params, token if front else None))
+                is_answered = True
+                return answer
+            except MCPError:
+                is_answered = True
+                raise
             finally:
                 self._fronts.pop(token, None)
                 self._clocks.discard(clock)
                 self._end_questions(front)
+                if front is not None and not is_answered:
+                    self._abandoned.add(front.caller.session)
         if self._is_over:
             raise self._death(not_sent=False)
         raise BackendTimeout(
@@ -177,7 +194,7 @@ class BackendSession:
         if not isinstance(params, dict):
             params = {}
         if "id" in message:
-            self._tasks.start_soon(self._answer, message["id"], method, params)
+            await self._question(message["id"], method, params)
         elif method == "notifications/cancelled":
             _, question = self._asked.pop(_hashable(params.get("requestId")), (None, None))
             if question is not None:
@@ -187,7 +204,7 @@ class BackendSession:
         elif method == "notifications/message":
             front = self._caller()
             if front is not None:
-                await self._tell(front.tell(method, params))
+                await self._tell(front, front.tell(method, params))
         elif method.endswith("/list_changed"):
             self._on_change(method)
 
@@ -196,27 +213,44 @@ class BackendSession:
         front = self._fronts.get(token) if isinstance(token, int) else None
         if front is not None:
             front.clock.touch()
-            await self._tell(front.progress(params))
+            await self._tell(front, front.progress(params))
 
-    async def _tell(self, sending: Awaitable[None]) -> None:
+    async def _tell(self, front: Front, sending: Coroutine[Any, Any, None]) -> None:
+        if front.is_deaf:
+            sending.close()
+            return
         try:
-            await sending
+            with anyio.move_on_after(_TELL_SECONDS) as telling:
+                await sending
+            front.is_deaf = telling.cancelled_caught
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError):
             logger.debug("server '%s': the client left before a notification reached it", self.server)
 
     def _caller(self) -> Front | None:
         """The front that an unaddressed message belongs to. All calls on a connection come from one client session;
         where the client's era has no sessions they may come from several windows of one user, and then it is nobody's
-        unless there is just one."""
+        unless there is just one. If another session gave up a call here, it may be about that call."""
         fronts = list(self._fronts.values())
         if not fronts or (len(fronts) > 1 and not fronts[-1].caller.has_session):
             return None
-        return fronts[-1]
+        return fronts[-1] if self._abandoned <= {fronts[-1].caller.session} else None
 
-    async def _answer(self, request_id: Any, method: str, params: Json) -> None:
-        front, answer = self._caller(), {"error": _REFUSED}
-        with anyio.CancelScope() as scope:
-            self._asked[_hashable(request_id)] = (front, scope)
+    async def _question(self, request_id: Any, method: str, params: Json) -> None:
+        """Have a question answered in a task of its own. Who asks too much at once waits for the refusal: that is the
+        back-pressure."""
+        if len(self._asked) >= _MAX_QUESTIONS:
+            with suppress(BackendError):
+                await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": _REFUSED}, self._era_headers())
+            return
+        front, scope = self._caller(), anyio.CancelScope()
+        self._asked[_hashable(request_id)] = (front, scope)
+        self._tasks.start_soon(self._answer, request_id, method, params, front, scope)
+
+    async def _answer(
+        self, request_id: Any, method: str, params: Json, front: Front | None, scope: anyio.CancelScope
+    ) -> None:
+        answer: Json = {"error": _REFUSED}
+        with scope:
             answer = await self._ask(front, method, params)
         if self._asked.pop(_hashable(request_id), None) is None:
             return  # the backend took the question back

@@ -11,15 +11,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from aiohttp import web
 from fastmcp import Client
 
-from tests.helpers.gateway import client, local, remote, servers_toml
+from tests.helpers.gateway import ServedGateway, client, local, remote, servers_toml
+from tests.helpers.http_backend import SESSION, VERSION, Seen, answer
 from tests.helpers.processes import eventually, http_server
 
 STDIO, HTTP = "stdio", "http"
@@ -29,10 +30,10 @@ QUICK = {
     "connect": 1.0,
     "initialize": 1.0,
     "first_start": 2.0,
-    "list": 0.5,
-    "call": 1.0,
-    "call_max": 3.0,
-    "shutdown": 2.0,
+    "list": 0.3,
+    "call": 0.5,
+    "call_max": 1.0,
+    "shutdown": 1.0,
 }
 """Deadlines in seconds of a server that is broken: short, so that the tests are."""
 
@@ -41,7 +42,7 @@ OTHERS_SLOWEST = 1.0
 _OTHERS_PAUSE = 0.03
 
 BYSTANDER = local("hang.py", "proper")
-HELLO = {"text": "hello"}
+HELLO, WAIT = {"text": "hello"}, {"text": "wait"}
 
 
 def both(broken: dict[str, Any], **gateway: Any) -> str:
@@ -91,12 +92,7 @@ async def _keep_asking(other: Client[Any], stop: asyncio.Event, times: list[floa
 
 async def _ask_other(other: Client[Any], text: str) -> None:
     result = await other.call_tool("other_echo", {"text": text})
-    assert result.content[0].text == text
-
-
-@dataclass
-class Stopwatch:
-    seconds: float = 0.0
+    assert text_of(result) == text
 
 
 @contextmanager
@@ -109,6 +105,12 @@ def fails(*words: str, within: float) -> Iterator[None]:
     assert took < within, f"it took {took:.2f} s until: {caught.value}"
     for word in words:
         assert word in str(caught.value)
+
+
+def text_of(result: Any) -> str:
+    """The text that a tool answered with."""
+    text: str = result.content[0].text
+    return text
 
 
 def descendants(pid: int) -> set[int]:
@@ -143,6 +145,24 @@ def _command_line(pid: int) -> list[str]:
         return []
 
 
-async def until_at_rest(pool: Any) -> None:
-    """Wait until no slot of a pool is in use and nobody waits for one."""
+async def until_at_rest(gateway: ServedGateway) -> None:
+    """Wait until no slot of its pool is in use and nobody waits for one."""
+    pool = gateway.gateway.pool
     await eventually(lambda: pool.statistics().leases == 0 and pool.statistics().waiting == 0)
+
+
+# -------------------------------------------------- answers for `tests.helpers.http_backend`, to offer the tool echo
+
+
+async def offers_tools(seen: Seen) -> web.StreamResponse:
+    facts = {"protocolVersion": VERSION, "capabilities": {"tools": {}}, "serverInfo": {"name": "t", "version": "1"}}
+    return web.json_response(answer(seen, facts), headers={"Mcp-Session-Id": SESSION})
+
+
+async def lists_echo(seen: Seen) -> web.StreamResponse:
+    return web.json_response(answer(seen, {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}))
+
+
+async def echoes(seen: Seen) -> web.StreamResponse:
+    text = seen.message["params"]["arguments"]["text"]
+    return web.json_response(answer(seen, {"content": [{"type": "text", "text": text}]}))

@@ -330,7 +330,7 @@ async def test_while_a_person_is_asked_the_deadline_of_the_call_rests() -> None:
         assert await said_by(client) == "done"
 
 
-@core
+# Not on 3.4: its client reads nothing while its user thinks.
 async def test_a_question_that_the_backend_takes_back_is_not_answered() -> None:
     answered: list[Json] = []
 
@@ -355,7 +355,6 @@ async def test_a_question_that_the_backend_takes_back_is_not_answered() -> None:
         await desk.session.request("ping", {}, None)
 
 
-@core
 async def test_a_question_ends_with_its_call() -> None:
     """The caller does not wait any more, so nobody is to answer for it, and nothing is left waiting."""
     backend, gate = FakeBackend(), anyio.Event()
