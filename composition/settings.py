@@ -22,7 +22,6 @@ from pydantic_core import ErrorDetails, PydanticKnownError
 from providers.resource import Seconds, Timeouts
 
 
-
 def _no_boolean(value: object) -> object:
     if isinstance(value, bool):
         raise PydanticKnownError("int_type")

@@ -37,7 +37,7 @@ class Backoff:
         """Count a failure of something that was begun at `since`. What was begun before the last failure says nothing
         new: when a server dies, all of its sessions do."""
         known = self._troubles.get(key)
-        if known is not None and since <= known.at:
+        if known is not None and since < known.at:
             return
         failures = known.failures + 1 if known else 1
         delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** min(failures - 2, 30))

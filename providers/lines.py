@@ -7,10 +7,11 @@ SDK are touched here and nowhere else, each with the reason beside it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import fastmcp
+from anyio import BrokenResourceError, ClosedResourceError
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from fastmcp import Client, FastMCP
 from fastmcp.server.context import Context
@@ -83,6 +84,11 @@ class ForwardingSession(ClientSession):
         return None
 
     _validate_tool_result = validate_tool_result  # the name of the same hook in mcp 1
+
+    async def _handle_response(self, message: SessionMessage) -> None:
+        """In mcp 1 an answer to somebody who gives up at that very moment would end the whole session."""
+        with suppress(ClosedResourceError, BrokenResourceError):
+            await super()._handle_response(message)  # type: ignore[misc]
 
 
 async def send_raw(session: ClientSession, method: str, params: Json | None) -> Json:

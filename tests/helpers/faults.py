@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fastmcp import Client
 
 from tests.helpers.gateway import ServedGateway, client, local, remote, servers_toml
 from tests.helpers.http_backend import SESSION, VERSION, Seen, answer
-from tests.helpers.processes import eventually, http_server
+from tests.helpers.processes import eventually, http_server, is_running
 
 STDIO, HTTP = "stdio", "http"
 TRANSPORTS = (STDIO, HTTP)
@@ -131,11 +132,21 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def backend_pid(mode: str) -> int:
-    """The one process below this one that is `hang.py` in that mode."""
+def backend_pids(mode: str) -> set[int]:
+    """The processes below this one that are `hang.py` in that mode. There may be one for each client session: some
+    clients list all tools before they call one."""
     words = {pid: _command_line(pid) for pid in descendants(os.getpid())}
-    [found] = [pid for pid, line in words.items() if mode in line and any(word.endswith("hang.py") for word in line)]
-    return found
+    return {pid for pid, line in words.items() if mode in line and any(word.endswith("hang.py") for word in line)}
+
+
+def signal_all(pids: set[int], how: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+
+
+def all_gone(pids: set[int]) -> bool:
+    return not any(is_running(pid) for pid in pids)
 
 
 def _command_line(pid: int) -> list[str]:

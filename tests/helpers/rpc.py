@@ -76,8 +76,9 @@ class RawClient:
 
     async def end(self) -> None:
         """End the session, as a client does that is closed."""
-        if self.session_id is not None:
-            headers = {**self._own, "Mcp-Session-Id": self.session_id, "MCP-Protocol-Version": self._version}
+        session_id, self.session_id = self.session_id, None
+        if session_id is not None:
+            headers = {**self._own, "Mcp-Session-Id": session_id, "MCP-Protocol-Version": self._version}
             async with self._http.delete(self._url, headers=headers) as response:
                 assert response.status in (200, 202, 204)
 

@@ -6,8 +6,8 @@ was not is repeated, so that a restart between two calls is noticed by nobody.
 
 from __future__ import annotations
 
-import os
 import signal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,20 +18,22 @@ from tests.helpers.faults import (
     QUICK,
     STDIO,
     WAIT,
-    backend_pid,
+    all_gone,
+    backend_pids,
     both,
     broken,
     echoes,
     fails,
     lists_echo,
     offers_tools,
+    signal_all,
     text_of,
     undisturbed,
     until_at_rest,
 )
 from tests.helpers.gateway import ERAS, client, gateway_over_http
 from tests.helpers.http_backend import Seen, answer, http_backend
-from tests.helpers.processes import eventually, http_server, is_running
+from tests.helpers.processes import eventually, http_server
 
 pytestmark = pytest.mark.core
 
@@ -48,16 +50,15 @@ async def test_a_process_killed_in_mid_call_fails_the_call_and_is_replaced(era: 
         client(gateway.url, era) as caller,
     ):
         await caller.call_tool("broken_echo", HELLO)
-        killed = backend_pid("progress")
+        killed = backend_pids("progress")
 
         async def kill(*_: Any) -> None:
-            if is_running(killed):
-                os.kill(killed, signal.SIGKILL)
+            signal_all(killed, signal.SIGKILL)
 
         with fails("server 'broken'", "the process ended (killed by signal 9)", within=AT_ONCE):
             await caller.call_tool("broken_echo", WAIT, progress_handler=kill)
         assert text_of(await caller.call_tool("broken_echo", HELLO)) == "hello"
-        assert backend_pid("progress") != killed
+        assert backend_pids("progress").isdisjoint(killed)
         await until_at_rest(gateway)
 
 
@@ -71,8 +72,7 @@ async def test_a_remote_server_killed_in_mid_call_fails_the_call_and_is_used_whe
     ):
 
         async def kill(*_: Any) -> None:
-            if is_running(server.pid):
-                os.kill(server.pid, signal.SIGKILL)
+            signal_all({server.pid}, signal.SIGKILL)
 
         with fails("server 'broken'", "the connection ended before the answer came", within=AT_ONCE):
             await caller.call_tool("broken_echo", WAIT, progress_handler=kill)
@@ -109,9 +109,9 @@ async def test_a_process_that_dies_between_calls_costs_no_call(era: str) -> None
         for _ in range(10):
             for _ in range(10):
                 assert text_of(await caller.call_tool("broken_echo", HELLO)) == "hello"
-            killed = backend_pid("late")
-            os.kill(killed, signal.SIGKILL)
-            await eventually(lambda killed=killed: not is_running(killed))  # type: ignore[misc]
+            killed = backend_pids("late")
+            signal_all(killed, signal.SIGKILL)
+            await eventually(partial(all_gone, killed))
 
 
 @pytest.mark.parametrize("era", ERAS)

@@ -20,19 +20,21 @@ from tests.helpers.faults import (
     STDIO,
     TRANSPORTS,
     WAIT,
-    backend_pid,
+    all_gone,
+    backend_pids,
     both,
     broken,
     fails,
     lists_echo,
     offers_tools,
+    signal_all,
     text_of,
     undisturbed,
     until_at_rest,
 )
 from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, local
 from tests.helpers.http_backend import Seen, event_stream, http_backend
-from tests.helpers.processes import eventually, http_server, is_running
+from tests.helpers.processes import eventually, http_server
 
 SOON = 1.0
 """Seconds on top of a deadline, on a busy machine."""
@@ -176,13 +178,13 @@ async def test_a_process_that_was_stopped_is_replaced(era: str) -> None:
         client(gateway.url, era) as caller,
     ):
         await caller.call_tool("broken_echo", HELLO)
-        stopped = backend_pid("late")
+        stopped = backend_pids("late")
         async with undisturbed(gateway.url, era):
-            os.kill(stopped, signal.SIGSTOP)
+            signal_all(stopped, signal.SIGSTOP)
             with fails("no answer to 'tools/call' within 0.5 s", within=QUICK["call"] + SOON):
                 await caller.call_tool("broken_echo", HELLO)
             assert text_of(await caller.call_tool("broken_echo", HELLO)) == "hello"
-            await eventually(lambda: not is_running(stopped))
+            await eventually(lambda: all_gone(stopped))
 
 
 async def test_a_stopped_process_of_the_newest_era_is_replaced() -> None:
@@ -194,7 +196,7 @@ async def test_a_stopped_process_of_the_newest_era_is_replaced() -> None:
         with fails("no answer to 'tools/call' within 0.5 s", within=QUICK["call"] + SOON):
             await caller.call_tool("broken_pid")
         assert (await caller.call_tool("broken_pid")).data != pid
-        await eventually(lambda: not is_running(pid))
+        await eventually(lambda: all_gone({pid}))
 
 
 @pytest.mark.core

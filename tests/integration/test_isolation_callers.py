@@ -137,14 +137,18 @@ async def test_a_session_that_is_deleted_is_ended_at_its_remote_backends_too() -
 
 
 async def test_what_still_runs_ends_with_its_session() -> None:
+    async def call_in_vain(client: RawClient) -> None:
+        with pytest.raises(AssertionError, match="heard"):  # the stream of its answer ends, and nobody waits for it
+            await client.call("b_slow", {"seconds": 60})
+
     async with gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway:
         async with raw_client(gateway.url) as leaves, anyio.create_task_group() as tasks:
             pid = await number_from(leaves, "b_pid")
-            tasks.start_soon(leaves.request, "tools/call", {"name": "b_slow", "arguments": {"seconds": 60}})
+            tasks.start_soon(call_in_vain, leaves)
             await eventually(lambda: gateway.gateway.pool.statistics().leases == 1)
             await leaves.end()
-            await eventually(lambda: not is_running(pid))
-        assert gateway.gateway.pool.statistics().leases == 0
+        await eventually(lambda: not is_running(pid))
+        await eventually(lambda: gateway.gateway.pool.statistics().leases == 0)
 
 
 async def test_closed_stdin_ends_the_backends_of_a_gateway_over_stdio() -> None:

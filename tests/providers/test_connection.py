@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -86,10 +87,19 @@ async def test_a_connection_says_what_it_is() -> None:
     assert (connection.server, connection.generation, connection.is_open) == ("files", 3, False)
 
 
+async def test_two_tokens_of_one_user_take_turns() -> None:
+    connection, alice = connection_of(), CALLERS["alice 1"]
+    connection.state, connection.holder = ConnectionState.ACTIVE, (alice.session, alice.identity)
+    narrower = replace(alice, identity=replace(alice.identity, roles=frozenset()))
+    wider = replace(alice, identity=replace(alice.identity, roles=frozenset({"mcp.admin"})))
+    assert [connection.serves(each) for each in (alice, narrower, wider)].count(True) == 1
+
+
 @pytest.mark.parametrize("state", ConnectionState)
 async def test_only_an_open_connection_serves(state: ConnectionState) -> None:
     connection = connection_of()
-    connection.state, connection.holder = state, "session:1"
+    alice = CALLERS["alice 1"]
+    connection.state, connection.holder = state, (alice.session, alice.identity)
     serves = {name for name in ("alice 1", "bob") if connection.serves(CALLERS[name])}
     expected = {ConnectionState.IDLE: {"alice 1", "bob"}, ConnectionState.ACTIVE: {"alice 1"}}
     assert serves == expected.get(state, set())
