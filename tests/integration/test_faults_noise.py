@@ -1,0 +1,165 @@
+"""Backends that say too much, or what nobody can understand.
+
+Whoever called gets one result or one error, by the deadline. Nothing of it grows the gateway, holds up another server's
+calls, or spoils the list of all servers.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.helpers.faults import (
+    HELLO,
+    HTTP,
+    QUICK,
+    STDIO,
+    TRANSPORTS,
+    WAIT,
+    both,
+    broken,
+    fails,
+    lists_echo,
+    offers_tools,
+    text_of,
+    undisturbed,
+)
+from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, gateway_process, servers_toml
+from tests.helpers.http_backend import Seen, answer, event, event_stream, http_backend
+
+DEADLINE = QUICK["call"] + 1.0
+
+NOT_UNDERSTOOD = [
+    ("garbage", STDIO, "no answer to 'tools/call' within 0.5 s"),
+    ("garbage", HTTP, "something that is not JSON"),
+    ("bad-text", HTTP, "something that is not JSON"),
+    ("wrong-id", STDIO, "no answer to 'tools/call' within 0.5 s"),
+    ("wrong-id", HTTP, "something that is not the answer"),
+    ("no-object", STDIO, "not what MCP prescribes"),
+    ("no-object", HTTP, "not what MCP prescribes"),
+    ("wrong-shape", STDIO, "not what MCP prescribes"),
+    ("wrong-shape", HTTP, "not what MCP prescribes"),
+    ("late", STDIO, "no answer to 'tools/call' within 0.5 s"),
+    ("late", HTTP, "no answer to 'tools/call' within 0.5 s"),
+]
+"""Modes in which a call gets no answer, or none that can be understood, and what its caller is told."""
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(("mode", "transport", "problem"), NOT_UNDERSTOOD)
+async def test_an_answer_that_is_not_understood_is_one_error_and_costs_no_session(
+    mode: str, transport: str, problem: str, era: str
+) -> None:
+    async with (
+        broken(mode, transport) as server,
+        gateway_over_http(both(server)) as gateway,
+        undisturbed(gateway.url, era),
+        client(gateway.url, era) as caller,
+    ):
+        for _ in range(2):
+            with fails("server 'broken'", problem, within=DEADLINE):
+                await caller.call_tool("broken_echo", WAIT)
+        assert gateway.gateway.pool.statistics().failed == 0
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(("mode", "transport"), [("twice", STDIO), ("twice", HTTP), ("late", STDIO), ("late", HTTP)])
+async def test_an_answer_too_many_reaches_nobody(mode: str, transport: str, era: str) -> None:
+    """Each call gets its own answer, whether the one before was answered twice or only after it was given up."""
+    async with (
+        broken(mode, transport) as server,
+        gateway_over_http(both(server)) as gateway,
+        undisturbed(gateway.url, era),
+        client(gateway.url, era) as caller,
+    ):
+        if mode == "late":
+            with fails("no answer", within=DEADLINE):
+                await caller.call_tool("broken_echo", WAIT)
+        for number in range(10):
+            text = f"call {number}"
+            assert text_of(await caller.call_tool("broken_echo", {"text": text})) == text
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
+async def test_what_can_be_read_of_damaged_text_is_passed_on(era: str) -> None:
+    async with (
+        broken("bad-text", STDIO) as server,
+        gateway_over_http(both(server)) as gateway,
+        client(gateway.url, era) as caller,
+    ):
+        assert text_of(await caller.call_tool("broken_echo", HELLO)) == "caf\N{REPLACEMENT CHARACTER}"
+
+
+# ------------------------------------------------------------------------------------------------------ size
+
+MEBIBYTE = 2**20
+GROWTH = 64 * MEBIBYTE
+"""What a message that is too large may add to the gateway's memory, at its highest."""
+
+TOO_LARGE = {
+    "bigline-stdio": "more than 16 MiB",
+    "endless-stdio": "more than 16 MiB",
+    "bigline-http": "more than 16,777,216 bytes",
+    "endless-http": "more than 16,777,216 bytes",
+    "event": "more than 16,777,216 bytes",
+    "gzip": "answers compressed",
+}
+
+
+async def endless_event(seen: Seen) -> web.StreamResponse:
+    response = await event_stream(seen, b"data: ")
+    while True:
+        await response.write(b"x" * MEBIBYTE)
+
+
+async def gzip_bomb(seen: Seen) -> web.StreamResponse:
+    body = gzip.compress(b" " * (256 * MEBIBYTE), compresslevel=1)
+    return web.Response(body=body, headers={"Content-Type": "application/json", "Content-Encoding": "gzip"})
+
+
+@asynccontextmanager
+async def all_too_large() -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """The tables of one server for each kind of message that is too large."""
+    patient = {"timeouts": QUICK | {"call": 10.0, "call_max": 10.0}}
+    async with AsyncExitStack() as stack:
+        servers = {
+            f"{mode}-{transport}": await stack.enter_async_context(broken(mode, transport, **patient))
+            for mode in ("bigline", "endless")
+            for transport in TRANSPORTS
+        }
+        for name, tools_call in {"event": endless_event, "gzip": gzip_bomb}.items():
+            answers = {"initialize": offers_tools, "tools/list": lists_echo, "tools/call": tools_call}
+            backend = await stack.enter_async_context(http_backend(**answers))
+            servers[name] = {"url": backend.url, **patient}
+        yield servers
+
+
+def memory_peak(pid: int) -> int:
+    """The most memory that a process had so far, in bytes."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_message_that_is_too_large_is_refused_before_it_costs_memory(era: str) -> None:
+    async with (
+        all_too_large() as servers,
+        gateway_process(servers_toml(servers) + both({"is_enabled": False, **BYSTANDER})) as gateway,
+        undisturbed(gateway.url, era),
+        client(gateway.url, era) as caller,
+    ):
+        before = memory_peak(gateway.pid)
+        for name, problem in TOO_LARGE.items():
+            with fails(f"server '{name}'", problem, within=5.0):
+                await caller.call_tool(f"{name}_echo", HELLO)
+        assert memory_peak(gateway.pid) - before < GROWTH
