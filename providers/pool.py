@@ -11,8 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
 from types import TracebackType
 
@@ -22,7 +20,6 @@ from anyio.lowlevel import checkpoint
 
 from providers.backoff import Backoff
 from providers.caller import Caller
-from providers.client import open_session
 from providers.connection import (
     ConnectionState,
     Key,
@@ -35,6 +32,7 @@ from providers.connection import (
     statistics_of,
 )
 from providers.errors import BackendError, BackendUnavailable, PoolExhausted
+from providers.opener import Opener
 from providers.resource import Isolation
 
 logger = logging.getLogger(__name__)
@@ -49,9 +47,8 @@ class McpConnectionPool:
         self._live: dict[Key, PooledConnection] = {}
         self._all: set[PooledConnection] = set()
         self._waiters: list[Waiter] = []
-        self._eras: dict[tuple[str, int, bool], object] = {}
+        self._opener = Opener()
         self._retired: dict[str, int] = {}
-        self._died: set[Key] = set()
         self._counts: Counter[str] = Counter()
         self._tasks: TaskGroup | None = None
         self._forgotten = anyio.Event()
@@ -242,7 +239,7 @@ class McpConnectionPool:
         """Open a session, keep it until it is retired or dies, close it. The only task that touches its contexts."""
         error: BackendError | None = None
         try:
-            async with self._opened(connection), anyio.create_task_group() as tasks:
+            async with self._opener.open(connection), anyio.create_task_group() as tasks:
                 self._counts["opened"] += 1
                 if connection.state is ConnectionState.CONNECTING:
                     connection.state = ConnectionState.IDLE
@@ -263,45 +260,13 @@ class McpConnectionPool:
         finally:
             self._forget(connection, error)
 
-    @asynccontextmanager
-    async def _opened(self, connection: PooledConnection) -> AsyncIterator[None]:
-        target, resource = connection.target, connection.target.resource
-        timeouts = resource.timeouts
-        first = not any(known[:2] == target.key for known in self._eras)
-        opening = open_session(
-            resource,
-            target.open_wire,
-            identity=None if resource.isolation is Isolation.SHARED else connection.opener.identity,
-            capabilities=connection.opener.capabilities,
-            on_change=lambda method: target.on_change(connection.opener, method),
-            deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
-            prefers_modern=connection.opener.is_modern,
-            era=self._eras.get(connection.era_key),
-        )
-        async with AsyncExitStack() as stack:
-            with connection.opening:
-                connection.session = await stack.enter_async_context(opening)
-            if connection.session is None:
-                raise BackendUnavailable(connection.server, "is not needed any more.")
-            if not self._is_spent(connection):
-                self._eras[connection.era_key] = connection.session.era
-            if connection.key in self._died:
-                self._died.discard(connection.key)
-                target.on_change(connection.opener, "")
-            yield
-
     def _cause_of_death(self, connection: PooledConnection) -> BackendError | None:
         wire = connection.session.wire if connection.session else None
         if wire is None or not wire.closed.is_set() or connection.state is ConnectionState.CLOSING:
             return None
-        self._distrust(connection)
-        return wire.failure or BackendUnavailable(connection.server, "the connection ended.")
-
-    def _distrust(self, connection: PooledConnection) -> None:
-        """Whoever opens it again finds out anew what the server speaks, and what it offers."""
         if not self._is_spent(connection):
-            self._died.add(connection.key)
-            self._eras[connection.era_key] = None
+            self._opener.distrust(connection)
+        return wire.failure or BackendUnavailable(connection.server, "the connection ended.")
 
     def _forget(self, connection: PooledConnection, error: BackendError | None) -> None:
         self._close(connection)
@@ -330,9 +295,7 @@ class McpConnectionPool:
         for connection in self.connections(server):
             if connection.generation < before_generation:
                 self.retire(connection)
-        for key in [key for key in self._eras if key[0] == server and key[1] < before_generation]:
-            del self._eras[key]
-        self._died = {key for key in self._died if key.server != server}
+        self._opener.forget(server, before_generation)
         self.backoff.forget(server, before_generation)
         for waiter in list(self._waiters):
             if waiter.key.server == server and waiter.key.generation < before_generation:
@@ -355,7 +318,7 @@ class McpConnectionPool:
         for waiter in list(self._waiters):
             if waiter.caller.has_session and waiter.caller.session == session:
                 self._answer(waiter, error=BackendUnavailable(waiter.key.server, "its client has gone."))
-        self._died = {key for key in self._died if not key.scope.startswith(f"{session};")}
+        self._opener.forget_session(session)
 
     def suspect(self, connection: PooledConnection) -> None:
         """A call ran out of time: is the backend dead? Who comes meanwhile waits, so that no further call is lost."""
@@ -403,7 +366,8 @@ class McpConnectionPool:
     def condemn(self, connection: PooledConnection) -> None:
         """Close a connection that proved unusable, now."""
         if connection.is_open:
-            self._distrust(connection)
+            if not self._is_spent(connection):
+                self._opener.distrust(connection)
             self._close(connection)
 
     async def _keep_healthy(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import anyio
 import pytest
@@ -66,6 +67,7 @@ async def nothing_is_left(pool: McpConnectionPool, targets: list[Target]) -> Non
 # ------------------------------------------------------------------------------------ at random
 
 
+@dataclass
 class Moody(FakeBackend):
     """Slow at random in opening, answering and closing, and now and then it crashes. `peaks` notes how many wires of
     the whole crowd were open at once."""

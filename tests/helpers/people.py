@@ -29,9 +29,7 @@ USERS: dict[str, dict[str, Any]] = {
 def tokens(*others: str) -> StaticTokenVerifier:
     """Verifies the token of each user of `USERS`, and of others without roles; see `token`."""
     users = USERS | {other: {} for other in others}
-    claims = {
-        token(user): {"client_id": "tests", "sub": user, "iss": ISSUER, **known} for user, known in users.items()
-    }
+    claims = {token(user): {"client_id": "tests", "sub": user, "iss": ISSUER, **known} for user, known in users.items()}
     return StaticTokenVerifier(claims)
 
 

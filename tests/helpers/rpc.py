@@ -22,12 +22,13 @@ class RawClient:
         self._http, self._url, self._own, self._version = http, url, headers, version
         self._next = 0
         self.session_id: str | None = None
+        self.welcome: Json = {}
+        """What the server said of itself in the handshake."""
 
     async def shake_hands(self) -> None:
         client = {"name": "by-hand", "version": "1"}
-        await self.request(
-            "initialize", {"protocolVersion": self._version, "capabilities": {}, "clientInfo": client}
-        )
+        answer = await self.request("initialize", {"protocolVersion": self._version, "capabilities": {}, "clientInfo": client})
+        self.welcome = answer["result"]
         await self._post({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     async def call(self, tool: str, arguments: Json, *, meta: Json | None = None) -> Json:

@@ -7,6 +7,7 @@ calls, or spoils the list of all servers.
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from tests.helpers.faults import (
+    BYSTANDER,
     HELLO,
     HTTP,
     QUICK,
@@ -30,8 +32,9 @@ from tests.helpers.faults import (
     text_of,
     undisturbed,
 )
-from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, gateway_process, servers_toml
+from tests.helpers.gateway import ERAS, LATEST, LEGACY, client, gateway_over_http, gateway_process, servers_toml
 from tests.helpers.http_backend import Seen, answer, event, event_stream, http_backend
+from tests.helpers.rpc import raw_client
 
 DEADLINE = QUICK["call"] + 1.0
 
@@ -122,7 +125,7 @@ async def endless_event(seen: Seen) -> web.StreamResponse:
 
 
 async def gzip_bomb(seen: Seen) -> web.StreamResponse:
-    body = gzip.compress(b" " * (256 * MEBIBYTE), compresslevel=1)
+    body = gzip.compress(b" " * (64 * MEBIBYTE), compresslevel=1)
     return web.Response(body=body, headers={"Content-Type": "application/json", "Content-Encoding": "gzip"})
 
 
@@ -154,7 +157,7 @@ def memory_peak(pid: int) -> int:
 async def test_a_message_that_is_too_large_is_refused_before_it_costs_memory(era: str) -> None:
     async with (
         all_too_large() as servers,
-        gateway_process(servers_toml(servers) + both({"is_enabled": False, **BYSTANDER})) as gateway,
+        gateway_process(servers_toml({**servers, "other": BYSTANDER})) as gateway,
         undisturbed(gateway.url, era),
         client(gateway.url, era) as caller,
     ):
@@ -163,3 +166,96 @@ async def test_a_message_that_is_too_large_is_refused_before_it_costs_memory(era
             with fails(f"server '{name}'", problem, within=5.0):
                 await caller.call_tool(f"{name}_echo", HELLO)
         assert memory_peak(gateway.pid) - before < GROWTH
+
+
+@pytest.mark.parametrize("length", [2 * MEBIBYTE, 12 * MEBIBYTE])
+async def test_a_large_message_is_passed_on(length: int) -> None:
+    async def large_event(seen: Seen) -> web.StreamResponse:
+        result = {"content": [{"type": "text", "text": "x" * length}]}
+        return await event_stream(seen, event(answer(seen, result)))
+
+    answers = {"initialize": offers_tools, "tools/list": lists_echo, "tools/call": large_event}
+    async with (
+        http_backend(**answers) as backend,
+        gateway_over_http(servers_toml({"large": {"url": backend.url}})) as gateway,
+        client(gateway.url, LATEST) as caller,
+    ):
+        assert len(text_of(await caller.call_tool("large_echo", HELLO))) == length
+
+
+# ---------------------------------------------------------------------------------------------------- number
+
+FLOOD_ENDS = 10.0
+"""Seconds for 20,000 messages, on a busy machine. They cost about one tenth of that."""
+
+
+async def ignore(_: Any) -> None:
+    """For log messages: FastMCP's client would print each."""
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_flood_of_log_messages_holds_up_nobody(era: str) -> None:
+    patient = QUICK | {"call": FLOOD_ENDS, "call_max": FLOOD_ENDS}
+    async with (
+        broken("flood", STDIO, timeouts=patient) as local,
+        broken("flood", HTTP, timeouts=patient) as remote,
+        gateway_process(servers_toml({"local": local, "remote": remote, "other": BYSTANDER})) as gateway,
+        undisturbed(gateway.url, era),
+        client(gateway.url, era, log_handler=ignore) as caller,
+    ):
+        for name in ("local", "remote"):
+            assert text_of(await caller.call_tool(f"{name}_echo", HELLO)) == "hello"
+
+
+# ----------------------------------------------------------------------------------------------------- lists
+
+ONE_EVENT = MEBIBYTE
+"""What the SDK's client takes at most in one event, and so in one list over HTTP."""
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("mode", ["many-tools", "big-schema", "endless-list"])
+async def test_a_list_without_measure_is_cut_for_that_server_only(mode: str, transport: str, era: str) -> None:
+    patient = QUICK | {"initialize": 10.0, "list": 10.0}
+    async with (
+        broken(mode, transport, timeouts=patient) as server,
+        gateway_over_http(both(server)) as gateway,
+        client(gateway.url, era) as caller,
+    ):
+        names = {tool.name for tool in await caller.list_tools()}
+        assert {"broken_echo", "other_echo"} <= names and len(names) <= 5_001
+        assert "broken_big" not in names
+        for name in ("broken_echo", "other_echo"):
+            assert text_of(await caller.call_tool(name, HELLO)) == "hello"
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_list_of_nonsense_leaves_that_server_out_only(transport: str, era: str) -> None:
+    async with (
+        broken("odd-list", transport) as server,
+        gateway_over_http(both(server)) as gateway,
+        undisturbed(gateway.url, era),
+        client(gateway.url, era) as caller,
+    ):
+        assert [tool.name for tool in await caller.list_tools()] == ["other_echo"]
+        with fails("server 'broken'", "'tools/list' is not what MCP prescribes", within=DEADLINE):
+            await caller.call_tool("broken_echo", HELLO)
+
+
+@pytest.mark.core
+async def test_a_long_list_holds_up_nobody() -> None:
+    """It is asked for by hand: the SDK's client takes a second to read it, in the event loop of the others."""
+    async with (
+        broken("many-tools", STDIO, timeouts=QUICK | {"initialize": 10.0, "list": 10.0}) as server,
+        gateway_process(both(server)) as gateway,
+        undisturbed(gateway.url, LEGACY),
+        raw_client(gateway.url) as caller,
+    ):
+        for _ in range(5):
+            tools = (await caller.request("tools/list", {}))["result"]["tools"]
+            assert len(tools) > 1000
+            assert len(json.dumps(tools)) < ONE_EVENT

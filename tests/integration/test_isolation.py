@@ -19,15 +19,11 @@ import anyio
 import pytest
 from fastmcp.exceptions import ToolError
 
-from providers.lines import MODERN
 from tests.helpers.gateway import LATEST, LEGACY, ServedGateway, gateway_over_http, local, servers_toml
 from tests.helpers.people import Meeting, Window, identity, tokens, window
 from tests.helpers.processes import SERVERS, STOP_TIMEOUT
 
-pytestmark = [
-    pytest.mark.core,
-    pytest.mark.filterwarnings("ignore:The logging capability is deprecated"),  # of a backend in this process
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # of a backend in this process
 
 
 def whose(isolation: str, one: Window) -> Hashable:
@@ -98,6 +94,7 @@ async def three_windows(gateway: ServedGateway, era: str = LEGACY) -> AsyncItera
 # ------------------------------------------------------------------------------------------------------- state
 
 
+@pytest.mark.core
 async def test_state_is_shared_with_whom_the_isolation_says(served: Served, transport: str, isolation: str) -> None:
     tool = "b_total" if transport == "stdio" else "b_count"  # the state of the process; that of the MCP session
     expected: Counter[Hashable] = Counter()
@@ -111,6 +108,7 @@ async def test_state_is_shared_with_whom_the_isolation_says(served: Served, tran
 # ---------------------------------------------------------------------------------------------------- messages
 
 
+@pytest.mark.core
 async def test_messages_reach_the_caller_of_their_call_and_nobody_else(
     served: Served, transport: str, isolation: str
 ) -> None:
@@ -169,6 +167,7 @@ async def heard_exactly(one: Window, expected: list[tuple[str, str]]) -> None:
     assert sorted(one.heard) == sorted(expected)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("transport", ["python"])
 async def test_who_cannot_be_asked_is_not_asked_and_nobody_in_his_place(served: Served) -> None:
     mute = {"elicitation_handler": None, "sampling_handler": None, "roots": None}
@@ -187,7 +186,6 @@ async def test_who_cannot_be_asked_is_not_asked_and_nobody_in_his_place(served: 
 # -------------------------------------------------------------------------------------- clients of the newest era
 
 
-@pytest.mark.skipif(not MODERN, reason="FastMCP 3.4 does not speak the newest era")
 @pytest.mark.parametrize(
     ("transport", "isolation"),
     [*product(["streamable_http"], ["session", "user", "shared", "call"]), *product(["stdio"], ["user", "shared"])],

@@ -23,8 +23,6 @@ from tests.helpers.people import identity, token, tokens, window
 from tests.helpers.processes import SERVERS, eventually, http_server, is_running
 from tests.helpers.rpc import HANDSHAKE, NEWEST, RawClient, raw_client
 
-pytestmark = pytest.mark.core
-
 VERSIONS = [HANDSHAKE, NEWEST] if MODERN else [HANDSHAKE]
 
 
@@ -34,6 +32,7 @@ CLIENTS, CALLS = 50, 200
 SERVERS_AT_ONCE = ("process", "one-process", "remote", "one-remote")
 
 
+@pytest.mark.core
 async def test_each_of_10000_answers_carries_its_callers_nonce() -> None:
     process = local("hang.py", "proper")
     async with http_server("hang.py", "proper", "--http") as server:
@@ -70,6 +69,7 @@ async def answers_to_all(url: str) -> list[tuple[str, str]]:
     return answers
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", ["process", "remote"])
 async def test_who_calls_is_told_anew_with_each_call_on_a_shared_connection(kind: str, version: str) -> None:
@@ -80,7 +80,9 @@ async def test_who_calls_is_told_anew_with_each_call_on_a_shared_connection(kind
         async with raw_client(url, bearer(user), version=version) as client:
             for _ in range(10):
                 told = (await client.call("b_whoami", {}))["structuredContent"]
-                heard.append((user, told["identity"]["userId"] if told["identity"] else told["headers"]["x-mcp-userid"]))
+                heard.append(
+                    (user, told["identity"]["userId"] if told["identity"] else told["headers"]["x-mcp-userid"])
+                )
 
     async with everything(kind) as table:
         toml = servers_toml({"b": {**table, "isolation": "shared"}}, acquire_timeout=60)
@@ -111,8 +113,12 @@ async def everything(kind: str) -> AsyncIterator[dict[str, Any]]:
 # --------------------------------------------------------------------------------------- the end of a client's session
 
 
+@pytest.mark.core
 async def test_a_session_that_is_deleted_takes_its_process_with_it_and_no_other() -> None:
-    async with gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway, raw_client(gateway.url) as stays:
+    async with (
+        gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway,
+        raw_client(gateway.url) as stays,
+    ):
         async with raw_client(gateway.url) as leaves:
             gone, there = [await number_from(client, "b_pid") for client in (leaves, stays)]
             assert await number_from(stays, "b_total") == 1
@@ -126,6 +132,7 @@ async def number_from(client: RawClient, tool: str) -> int:
     return int(result["structuredContent"]["result"])
 
 
+@pytest.mark.core
 async def test_a_session_that_is_deleted_is_ended_at_its_remote_backends_too() -> None:
     async with http_backend() as backend, gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway:
         async with raw_client(gateway.url) as leaves:
@@ -137,6 +144,8 @@ async def test_a_session_that_is_deleted_is_ended_at_its_remote_backends_too() -
 
 
 async def test_what_still_runs_ends_with_its_session() -> None:
+    """On FastMCP 4.x: the SDK of 3.4 keeps a session for as long as one of its calls runs."""
+
     async def call_in_vain(client: RawClient) -> None:
         with pytest.raises(AssertionError, match="heard"):  # the stream of its answer ends, and nobody waits for it
             await client.call("b_slow", {"seconds": 60})
@@ -151,6 +160,7 @@ async def test_what_still_runs_ends_with_its_session() -> None:
         await eventually(lambda: gateway.gateway.pool.statistics().leases == 0)
 
 
+@pytest.mark.core
 async def test_closed_stdin_ends_the_backends_of_a_gateway_over_stdio() -> None:
     async with gateway_over_stdio(servers_toml({"b": local("everything.py")})) as gateway:
         async with window(gateway.transport()) as one:
@@ -175,6 +185,7 @@ def forged_headers() -> dict[str, str]:
     return dict.fromkeys([*tried, *more, *sorted(invented)[:200]], "mcp.admin")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", ["remote", "python"])
 async def test_no_header_of_a_client_reaches_a_backend(kind: str, version: str) -> None:
@@ -194,6 +205,7 @@ async def test_no_header_of_a_client_reaches_a_backend(kind: str, version: str) 
     assert heard["headers"]["x-mcp-userid"] == "bob"
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", ["process", "python", "remote"])
 async def test_no_client_says_who_calls(kind: str, version: str) -> None:
@@ -209,6 +221,7 @@ async def test_no_client_says_who_calls(kind: str, version: str) -> None:
     assert "com.example/trace" in heard["meta_keys"]
 
 
+@pytest.mark.core
 async def test_without_a_valid_token_nothing_is_offered() -> None:
     async with gateway_over_http(servers_toml({"b": local("everything.py")}), auth=tokens()) as gateway:
         for headers in ({}, {"Authorization": "Bearer forged"}, {"X-Mcp-UserId": "ada", "X-Mcp-Roles": "mcp.admin"}):

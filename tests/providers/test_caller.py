@@ -171,6 +171,22 @@ async def test_a_session_that_is_over_is_not_told() -> None:
     assert told == []
 
 
+async def test_a_session_that_cannot_be_told_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, tell = Desk(), lines.tell_session
+
+    async def tell_or_fail(owner: Any, method: str) -> None:
+        if not failed:
+            failed.append(owner)
+            raise RuntimeError("its stream is gone")
+        await tell(owner, method)
+
+    failed: list[Any] = []
+    monkeypatch.setattr(lines, "tell_session", tell_or_fail)
+    async with listening(desk, ALICE) as one, listening(desk, BOB) as other:
+        await desk.sessions.announce(lambda _: ["notifications/tools/list_changed"])
+        await until(lambda: len(one) + len(other) == 1)
+
+
 async def test_a_stuck_client_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     desk, tell, stuck = Desk(), lines.tell_session, []
 
