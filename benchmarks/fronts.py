@@ -87,7 +87,7 @@ class Front:
         return None if self.process is None else cpu_seconds(self.process.pid)
 
     def memory_mb(self) -> float | None:
-        used = None if self.process is None else memory_bytes(self.process.pid)
+        used = None if self.process is None or self.has_ended else memory_bytes(self.process.pid)
         return None if used is None else used / 2**20
 
     @property

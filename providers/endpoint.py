@@ -34,6 +34,8 @@ EVENTS = "text/event-stream"
 _KEEP_ALIVE_SECONDS = 4.0
 """How long an idle connection is kept. uvicorn and Node close theirs after 5 seconds: a request that met that close
 half-way could not be repeated safely."""
+_ADDRESS_SECONDS = 2
+"""How long the address of a host name is kept: a server that moved is found soon after."""
 _FINISH_SECONDS = 0.2
 """How long a response that said all we need is read on, so that its connection can be used again."""
 _LARGE_BODY = 1024 * 1024
@@ -48,7 +50,9 @@ async def http_client() -> AsyncIterator[HttpClient]:
     TLS context, which aiohttp makes at import.
     """
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, ttl_dns_cache=_ADDRESS_SECONDS
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "apollos-mcp-gateway"},
         timeout=aiohttp.ClientTimeout(total=None),  # each request sets its own

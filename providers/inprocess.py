@@ -155,7 +155,7 @@ async def inprocess_wire(resource: McpServerResource, program: PythonServer, del
     requests, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write, answers = anyio.create_memory_object_stream[SessionMessage](0)
     wire = _InProcessWire(resource.name, requests)
-    async with requests, answers, program.running() as server, anyio.create_task_group() as tasks:
+    async with requests, read, write, answers, program.running() as server, anyio.create_task_group() as tasks:
         tasks.start_soon(_serve, wire, server, read, write)
         tasks.start_soon(_read, answers, deliver)
         try:

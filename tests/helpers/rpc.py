@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,7 +28,9 @@ class RawClient:
 
     async def shake_hands(self) -> None:
         client = {"name": "by-hand", "version": "1"}
-        answer = await self.request("initialize", {"protocolVersion": self._version, "capabilities": {}, "clientInfo": client})
+        answer = await self.request(
+            "initialize", {"protocolVersion": self._version, "capabilities": {}, "clientInfo": client}
+        )
         self.welcome = answer["result"]
         await self._post({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
@@ -61,7 +64,8 @@ class RawClient:
             body = await response.text()
             assert response.status in (200, 202), f"{response.status}: {body}"
         if response.content_type == "text/event-stream":
-            return [json.loads(line[5:]) for line in body.splitlines() if line.startswith("data:") and line[5:].strip()]
+            lines = re.split(r"\r\n|\r|\n", body)  # and nothing else, unlike `splitlines`
+            return [json.loads(line[5:]) for line in lines if line.startswith("data:") and line[5:].strip()]
         return [json.loads(body)] if body.strip() and "id" in message else []
 
     def _headers(self, message: Json) -> dict[str, str]:

@@ -32,7 +32,6 @@ CLIENTS, CALLS = 50, 200
 SERVERS_AT_ONCE = ("process", "one-process", "remote", "one-remote")
 
 
-@pytest.mark.core
 async def test_each_of_10000_answers_carries_its_callers_nonce() -> None:
     process = local("hang.py", "proper")
     async with http_server("hang.py", "proper", "--http") as server:

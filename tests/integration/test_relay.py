@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from aiohttp import web
 from fastmcp.client.elicitation import ElicitResult
 from fastmcp.exceptions import ToolError
 
@@ -19,8 +20,6 @@ from tests.helpers.http_backend import Answerer, HttpBackend, always, answer, ht
 from tests.helpers.people import window
 from tests.helpers.processes import SERVERS, http_server
 from tests.helpers.rpc import Json, raw_client
-
-pytestmark = pytest.mark.core
 
 
 @asynccontextmanager
@@ -42,6 +41,7 @@ async def everything(transport: str) -> AsyncIterator[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------- messages during a call
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("transport", ["stdio", "streamable_http", "sse", "python"])
 async def test_a_client_over_stdio_hears_and_is_asked_all_that_its_call_brings(transport: str) -> None:
     async with (
@@ -56,6 +56,7 @@ async def test_a_client_over_stdio_hears_and_is_asked_all_that_its_call_brings(t
     assert sorted(one.heard) == sorted([*logs, *progress, ("question", "me?"), ("prompt", "me!")])
 
 
+@pytest.mark.core
 async def test_calls_at_the_same_time_each_get_their_own_progress() -> None:
     async with everything("stdio") as table, gateway_over_http(servers_toml({"b": table})) as gateway:
         seen: dict[int, list[tuple[float, float | None]]] = {2: [], 3: [], 5: []}
@@ -73,6 +74,8 @@ async def test_calls_at_the_same_time_each_get_their_own_progress() -> None:
     assert seen == {steps: [(step, steps) for step in range(1, steps + 1)] for steps in seen}
 
 
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # by the client that sets the level
 @pytest.mark.parametrize("front", ["http", "stdio"])
 async def test_the_log_level_that_a_client_sets_holds_for_it_alone(front: str) -> None:
     toml = servers_toml({"b": local("everything.py", isolation="user")})
@@ -90,6 +93,7 @@ async def test_the_log_level_that_a_client_sets_holds_for_it_alone(front: str) -
             assert quiet.heard == [("log", "now wanted 0")]
 
 
+@pytest.mark.core
 async def test_an_answer_may_be_no_or_nothing_or_an_error() -> None:
     answers: list[Any] = [ElicitResult(action="decline"), ElicitResult(action="cancel")]
 
@@ -131,19 +135,17 @@ CAPABILITIES = {"tools": {}, "resources": {}, "prompts": {}}
 
 def result(value: Json) -> Answerer:
     """Answers each request with the same result."""
-    return always(lambda seen: json_answer(seen, value))
-
-
-def json_answer(seen: Any, value: Json) -> Any:
-    from aiohttp import web
-
-    return web.json_response(answer(seen, value))
+    return always(lambda seen: web.json_response(answer(seen, value)))
 
 
 @asynccontextmanager
 async def scripted(**answers: Json) -> AsyncIterator[HttpBackend]:
     """A backend that answers each method with just this; '_' stands for '/' in its name."""
-    welcome = {"protocolVersion": "2025-11-25", "capabilities": CAPABILITIES, "serverInfo": {"name": "s", "version": "1"}}
+    welcome = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": CAPABILITIES,
+        "serverInfo": {"name": "s", "version": "1"},
+    }
     empty = {"resources_templates_list": {"resourceTemplates": []}, "resources_list": {"resources": []}}
     known = {"initialize": welcome, "tools_list": {"tools": [TOOL]}, "prompts_list": {"prompts": []}} | empty | answers
     async with http_backend(**{name.replace("_", "/"): result(value) for name, value in known.items()}) as backend:
@@ -158,12 +160,14 @@ async def through_the_gateway(method: str, params: Json, **answers: Json) -> tup
     return reply.get("result") or reply["error"], backend
 
 
+@pytest.mark.core
 async def test_a_tool_is_listed_as_the_backend_describes_it() -> None:
     listed, _ = await through_the_gateway("tools/list", {})
     origin = {"dev.apollos/server": {"name": "b", "kind": "service"}}
     assert listed["tools"] == [{**TOOL, "name": "b_tell", "_meta": {**TOOL["_meta"], **origin}}]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "told",
     [
@@ -171,7 +175,11 @@ async def test_a_tool_is_listed_as_the_backend_describes_it() -> None:
         {"content": CONTENT, "structuredContent": {"n": 1.5, "deep": [{"null": None}]}, "isError": False},
         {"content": CONTENT[:1], "structuredContent": {"code": 7}, "isError": True},
         {"content": [], "isError": False, "_meta": {"example.com/own": {"x": [None, 1]}}},
-        {"content": CONTENT[:1], "structuredContent": {"n": "not a number, whatever outputSchema says"}, "isError": False},
+        {
+            "content": CONTENT[:1],
+            "structuredContent": {"n": "not a number, whatever outputSchema says"},
+            "isError": False,
+        },
     ],
     ids=["content", "structured", "error", "meta", "against its schema"],
 )
@@ -183,21 +191,29 @@ async def test_a_result_is_the_backends_own_word_for_word(told: Json) -> None:
     assert backend.of("tools/call")[0].message["params"]["arguments"] == {"ä": [1, None]}
 
 
+@pytest.mark.core
 async def test_a_tools_own_error_does_not_count_against_its_server() -> None:
     refusal = {"content": CONTENT[:1], "isError": True}
     async with scripted(tools_call=refusal) as backend:
-        async with gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway, raw_client(gateway.url) as one:
+        async with (
+            gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
+            raw_client(gateway.url) as one,
+        ):
             for _ in range(10):
                 assert await one.call("b_tell", {}) == refusal
             statistics = gateway.gateway.pool.statistics()
     assert (statistics.opened, statistics.failed) == (1, 0)
 
 
+@pytest.mark.core
 async def test_links_and_embedded_resources_in_a_result_can_be_read() -> None:
     text = {"contents": [{"uri": LINK["uri"], "text": "one", "mimeType": "text/plain"}]}
     told = {"content": [LINK, EMBEDDED], "isError": False}
     async with scripted(tools_call=told, resources_read=text) as backend:
-        async with gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway, raw_client(gateway.url) as one:
+        async with (
+            gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
+            raw_client(gateway.url) as one,
+        ):
             link, embedded = (await one.call("b_tell", {}))["content"]
             read = (await one.request("resources/read", {"uri": link["uri"]}))["result"]
     assert link == {**LINK, "uri": "docs://b/page/1?v=2#part"}
@@ -206,19 +222,25 @@ async def test_links_and_embedded_resources_in_a_result_can_be_read() -> None:
     assert read["contents"] == [{**text["contents"][0], "uri": link["uri"]}]
 
 
+@pytest.mark.core
 async def test_a_prompt_is_the_backends_own_and_its_resources_can_be_read() -> None:
     prompt = {"name": "sum-up", "title": "Sum up", "arguments": [{"name": "topic", "required": True}]}
     told = {"description": "d", "messages": [{"role": "user", "content": c} for c in (*CONTENT, EMBEDDED)]}
     async with scripted(prompts_list={"prompts": [prompt]}, prompts_get=told) as backend:
-        async with gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway, raw_client(gateway.url) as one:
+        async with (
+            gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
+            raw_client(gateway.url) as one,
+        ):
             listed = (await one.request("prompts/list", {}))["result"]["prompts"]
             got = (await one.request("prompts/get", {"name": "b_sum-up", "arguments": {"topic": "owls"}}))["result"]
     assert listed == [{**prompt, "name": "b_sum-up"}]
-    assert backend.of("prompts/get")[0].message["params"] == {"name": "sum-up", "arguments": {"topic": "owls"}}
+    asked = backend.of("prompts/get")[0].message["params"]
+    assert (asked["name"], asked["arguments"]) == ("sum-up", {"topic": "owls"})
     embedded = {**EMBEDDED, "resource": {**EMBEDDED["resource"], "uri": "docs://b/page/2"}}
     assert got == {**told, "messages": [{"role": "user", "content": c} for c in (*CONTENT, embedded)]}
 
 
+@pytest.mark.core
 async def test_resources_and_templates_are_listed_and_read_under_their_servers_name() -> None:
     async with everything("stdio") as table, gateway_over_http(servers_toml({"b": table})) as gateway:
         async with raw_client(gateway.url) as one:
@@ -231,10 +253,11 @@ async def test_resources_and_templates_are_listed_and_read_under_their_servers_n
 
 
 async def test_instructions_tell_which_servers_there_are_and_what_each_is_for() -> None:
+    """On FastMCP 4.x: on 3.4 the greeting is sent before middleware sees it."""
     servers = {
         "mine": local("everything.py", description="Words of the operator."),
         "its-own": local("everything.py"),
-        "off": local("everything.py", is_enabled=False),
+        "switched-off": local("everything.py", is_enabled=False),
     }
     async with gateway_over_http(servers_toml(servers, name="Tools")) as gateway, raw_client(gateway.url) as first:
         await first.request("tools/list", {})  # from now on it is known what the servers say of themselves
@@ -243,4 +266,4 @@ async def test_instructions_tell_which_servers_there_are_and_what_each_is_for() 
     assert "Tools" in told
     assert "- mine: Words of the operator." in told
     assert "- its-own: A server for tests." in told
-    assert "off" not in told
+    assert "switched-off" not in told

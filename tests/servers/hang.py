@@ -228,6 +228,13 @@ def plain_answer(message: Message, method: str) -> bytes:
     return line({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
 
 
+def note(message: Message) -> None:
+    """Write down what was heard, for tests of what a backend is told; `HEARD` names the file, or nothing is written."""
+    if path := os.environ.get("HEARD"):
+        with Path(path).open("a") as heard:
+            heard.write(f"{message.get('method')}\n")
+
+
 def is_request(message: Message) -> bool:
     return "id" in message and "method" in message
 
@@ -235,6 +242,7 @@ def is_request(message: Message) -> bool:
 def serve_stdio(mode: str) -> None:
     for text in sys.stdin.buffer:
         message = json.loads(text)
+        note(message)
         if is_request(message):
             for piece in respond(mode, message):
                 sys.stdout.buffer.write(piece)
