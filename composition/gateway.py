@@ -156,6 +156,7 @@ class Gateway:
             async with http_client() as self._http, anyio.create_task_group() as tasks:
                 async with self.pool:  # closed first: servers in this process live in tasks of the group
                     self._tasks, self.state = tasks, GatewayState.RUNNING
+                    self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
                     tasks.start_soon(self._follow_file)
                     self._ready.set()

@@ -294,10 +294,17 @@ async def tell_session(owner: Any, method: str) -> None:
 
 
 def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mapping[str, Any] | None]) -> None:
-    """Let the SDK look a tool's input schema up in memory. Without it 4.x lists all tools before each modern call, so
-    that one hung backend blocks every call; there is no public way to set it through FastMCP."""
+    """Let the SDK look a tool's input schema up in memory. Without it 4.x lists all tools before each modern call, and
+    3.4 before each call of a tool that it has not seen, so that one hung backend blocks every call; there is no public
+    way to set it through FastMCP."""
     if MODERN:
         server._mcp_server.get_tool_input_schema = lookup
+    else:
+        server._mcp_server._get_cached_tool_definition = _no_definition  # type: ignore[attr-defined]
+
+
+async def _no_definition(name: str) -> None:
+    """What mcp 1 would check results by; ours are the backend's own, and checked by the client at the end."""
 
 
 def passed_on(error: Exception, kind: type[Exception]) -> Exception:

@@ -96,7 +96,7 @@ async def start_process(resource: McpServerResource) -> Process:
         problem = await _why_not_started(resource, error)
         raise BackendUnavailable(resource.name, f"cannot start: {problem}", not_sent=True) from error
     # Never the arguments: they may hold a secret.
-    logger.info("server '%s': started '%s' as process %d", resource.name, resource.command, process.pid)
+    logger.debug("server '%s': started '%s' as process %d", resource.name, resource.command, process.pid)
     return process
 
 
