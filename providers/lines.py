@@ -18,6 +18,7 @@ from fastmcp.server.context import Context
 from mcp import ClientSession
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import BaseModel, RootModel, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
 """True on FastMCP 4.x, which speaks both protocol eras; 3.4 speaks the handshake era alone."""
@@ -222,9 +223,8 @@ def continuation(context: Context) -> Json:
     if not is_modern_request(context):
         return {}
     given = {"inputResponses": context.input_responses, "requestState": context.request_state}
-    adapter: TypeAdapter[Any] = TypeAdapter(Any)
     return {
-        key: adapter.dump_python(value, mode="json", by_alias=True, exclude_none=True)
+        key: to_jsonable_python(value, by_alias=True, exclude_none=True)
         for key, value in given.items()
         if value is not None
     }

@@ -232,12 +232,13 @@ class ProcessGroup:
         self.gone.set()
 
     async def end(self, deadline: float) -> None:
-        """See it out within `deadline` seconds. Its input has been closed, and somebody else runs `wait`."""
+        """See it out within `deadline` seconds. Its input has been closed."""
         try:
             for signum, share in _ENDING:
                 self.signal(signum)
                 with anyio.move_on_after(deadline * share):
-                    await self.gone.wait()
+                    while self.signal(0):  # noqa: ASYNC110  # who waits for it may be cancelled when the loop ends
+                        await anyio.sleep(_POLL)
                     return
         finally:
             self.signal(SIGKILL)  # also when cancelled from outside of anyio, which no shield holds off

@@ -30,14 +30,9 @@ from tests.helpers.gateway import (
 )
 from tests.helpers.processes import eventually
 
-PATIENT = {"list": 30.0}
-"""On a busy machine a server may take longer to start than a list waits for it by default."""
-
 SERVERS = servers_toml(
-    {
-        "b": local("everything.py", description="A server for tests.", timeouts=PATIENT),
-        "small": local("hang.py", "proper", timeouts=PATIENT),
-    }
+    {"b": local("everything.py", description="A server for tests."), "small": local("hang.py", "proper")},
+    timeouts={"list": 30.0},  # on a busy machine a server may start slower than a list waits for by default
 )
 FRONTS = ("http", "stdio")
 GREETING = "- b: A server for tests."

@@ -16,6 +16,7 @@ from fastmcp.client.elicitation import ElicitResult
 from fastmcp.exceptions import ToolError
 
 from tests.helpers.gateway import (
+    LATEST,
     ServedGateway,
     gateway_over_http,
     gateway_over_stdio,
@@ -120,6 +121,19 @@ async def test_an_answer_may_be_no_or_nothing_or_an_error() -> None:
             await one.call("b_think", prompt="?")
 
 
+@pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # of a backend in this process
+async def test_a_client_of_the_newest_era_is_sent_no_question_and_the_backend_hears_so() -> None:
+    async with (
+        everything("python") as table,  # which speaks the handshake era, and so asks while the call runs
+        gateway_over_http(servers_toml({"b": table})) as gateway,
+        window(gateway.url, era=LATEST) as one,
+    ):
+        for tool, arguments in (("ask", {"question": "?"}), ("think", {"prompt": "?"}), ("roots", {})):
+            with pytest.raises(ToolError, match="The client that made this call cannot be asked this"):
+                await one.call(f"b_{tool}", **arguments)
+        assert one.heard == []
+
+
 # ----------------------------------------------------------------------------------------------------------- results
 
 SCHEMA = {"type": "object", "properties": {"$ref": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "string"}}}
@@ -155,7 +169,7 @@ def result(value: Json) -> Answerer:
 
 @asynccontextmanager
 async def scripted(**answers: Json) -> AsyncIterator[tuple[RawClient, HttpBackend, ServedGateway]]:
-    """A client of a gateway before a backend that answers each method with just this; '_' stands for '/' in its name."""
+    """A client of a gateway whose backend answers each method with just this; '_' stands for '/' in a method."""
     server = {"name": "s", "version": "1"}
     welcome = {"protocolVersion": "2025-11-25", "capabilities": CAPABILITIES, "serverInfo": server}
     known = {"initialize": welcome, "tools_list": {"tools": [TOOL]}} | EMPTY | answers
@@ -256,7 +270,8 @@ async def test_instructions_tell_which_servers_there_are_and_what_each_is_for() 
         "its-own": local("everything.py"),
         "switched-off": local("everything.py", is_enabled=False),
     }
-    async with gateway_over_http(servers_toml(servers, name="Tools")) as gateway, raw_client(gateway.url) as first:
+    toml = servers_toml(servers, name="Tools", timeouts={"list": 30.0})
+    async with gateway_over_http(toml) as gateway, raw_client(gateway.url) as first:
         await first.request("tools/list", {})  # from now on it is known what the servers say of themselves
         async with raw_client(gateway.url) as client:
             told = str(client.welcome["instructions"])
