@@ -50,9 +50,7 @@ async def http_client() -> AsyncIterator[HttpClient]:
     TLS context, which aiohttp makes at import.
     """
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, ttl_dns_cache=_ADDRESS_SECONDS
-        ),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, ttl_dns_cache=_ADDRESS_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "apollos-mcp-gateway"},
         timeout=aiohttp.ClientTimeout(total=None),  # each request sets its own
