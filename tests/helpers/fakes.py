@@ -347,6 +347,12 @@ def held(gate: anyio.Event) -> Callable[..., Awaitable[Any]]:
     return hook
 
 
+async def time_passes(seconds: float) -> None:
+    """Let so much of the test's own time go by. Only within `no_waiting`: elsewhere it would be a wait."""
+    assert "time" in vars(asyncio.get_running_loop()), "only within no_waiting"
+    await anyio.sleep(seconds)
+
+
 async def settled(turns: int = 50) -> None:
     """Let everything run that can run without time passing."""
     for _ in range(turns):
