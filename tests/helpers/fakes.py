@@ -319,7 +319,7 @@ class FakeBackend:
 
 
 @asynccontextmanager
-async def pool_of(**limits: float) -> AsyncIterator[McpConnectionPool]:
+async def pool_of(**limits: Any) -> AsyncIterator[McpConnectionPool]:
     async with McpConnectionPool(PoolLimits()._replace(**limits)) as pool:
         yield pool
 
