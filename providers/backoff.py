@@ -43,7 +43,7 @@ class Backoff:
         delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** min(failures - 2, 30))
         delay *= random.uniform(0.9, 1.1)
         now = self._clock()
-        self._troubles[key] = _Trouble(failures, now, now + delay, error)
+        self._troubles[key] = _Trouble(failures, now, now + delay, error.again())
 
     def forget(self, server: str, before_generation: int) -> None:
         """Earlier generations of a server are gone, and their troubles with them."""
