@@ -33,6 +33,7 @@ from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
+from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
@@ -85,6 +86,7 @@ class Gateway:
                 health_interval=settings.health_interval,
             )
         )
+        self.parking = ParkingLot()
         local = None if auth else self.operator
         self.registry = Registry(
             pool=self.pool,
@@ -93,6 +95,7 @@ class Gateway:
             local=local,
             refresh_interval=settings.refresh_interval,
             when_used=self.start,
+            parking=self.parking,
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
@@ -154,7 +157,8 @@ class Gateway:
     async def _run(self) -> None:
         try:
             async with http_client() as self._http, anyio.create_task_group() as tasks:
-                async with self.pool:  # closed first: servers in this process live in tasks of the group
+                # closed first, parked calls before all: servers in this process live in tasks of the group
+                async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
                     self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
@@ -170,6 +174,7 @@ class Gateway:
     async def drain(self) -> None:
         """Take no more calls, and give the open ones `drain_timeout` seconds to end."""
         self.state = GatewayState.DRAINING
+        self.parking.drain()
         await self.root.drain(self.settings.drain_timeout)
 
     # --- configuration

@@ -36,6 +36,7 @@ from providers.errors import BackendError, InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
 from providers.lease import PoolMiddleware
 from providers.lines import Json
+from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource
 from providers.store import StoreMiddleware
@@ -68,6 +69,7 @@ class Mount:
         on_change: Callable[[frozenset[str], Identity], None],
         local: Identity | None,
         refresh_interval: float,
+        parking: ParkingLot | None = None,
     ) -> None:
         self.resource = resource
         self._sessions = sessions
@@ -80,7 +82,7 @@ class Mount:
             middleware=[
                 IdentityMiddleware(local),
                 StoreMiddleware(resource.name, lookup),
-                PoolMiddleware(pool, sessions, lambda: self.target),
+                PoolMiddleware(pool, sessions, lambda: self.target, parking),
             ],
         )
         self._offers: WeakKeyDictionary[Offer, Offer] = WeakKeyDictionary()

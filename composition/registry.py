@@ -27,6 +27,7 @@ from providers.catalogue import KINDS, Listing
 from providers.components import Offer
 from providers.errors import NotAuthenticated
 from providers.identity import Identity, resolve_identity
+from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource, can_access
 from providers.store import McpResourceStoreBase, Snapshot
@@ -47,6 +48,7 @@ class Registry(Provider):
         wire_for: how a session of a resource is opened; called once per generation.
         local: the local user, or None where callers bring tokens.
         when_used: awaited before each request, so that the gateway also runs under tools that start no lifespan.
+        parking: where calls wait for the answers of clients that cannot be sent questions.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class Registry(Provider):
         local: Identity | None,
         refresh_interval: float = 300.0,
         when_used: Callable[[], Any],
+        parking: ParkingLot | None = None,
     ) -> None:
         super().__init__()
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
-        self._refresh_interval, self._when_used = refresh_interval, when_used
+        self._refresh_interval, self._when_used, self._parking = refresh_interval, when_used, parking
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
         self._changes: dict[tuple[str, str | None], set[str]] = {}
@@ -101,6 +104,7 @@ class Registry(Provider):
             on_change=lambda kinds, identity: self._announce(name, kinds, identity.key),
             local=self._local,
             refresh_interval=self._refresh_interval,
+            parking=self._parking,
         )
         if self._tasks is not None:
             mount.catalogue.start(self._tasks)
@@ -110,6 +114,8 @@ class Registry(Provider):
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)
+        if self._parking is not None:
+            self._parking.end_server(name)
         self._past.setdefault(name, mount.resource)
         self._announce(name, KINDS)
         logger.info("server '%s' unmounted", name)

@@ -14,7 +14,7 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from composition.mount import Mount
 from composition.registry import Registry
 from providers import lines
-from providers.errors import GatewayError
+from providers.errors import GatewayError, ProtocolError
 from providers.identity import Identity
 from providers.lease import CALLS
 
@@ -68,6 +68,8 @@ class RootMiddleware(Middleware):
             self._calls.add(call)
             try:
                 return await call_next(context)
+            except ProtocolError as error:
+                raise lines.protocol_error(error.code, str(error), error.data) from None
             finally:
                 self._calls.discard(call)
                 if not self._calls:
@@ -75,6 +77,8 @@ class RootMiddleware(Middleware):
         raise GatewayError(f"the call was ended: {_SHUTTING_DOWN}")
 
     async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        if context.fastmcp_context is not None:
+            lines.remember_capabilities(context.fastmcp_context)
         return await self._with_instructions(await call_next(context))
 
     async def on_discover(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:

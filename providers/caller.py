@@ -20,12 +20,16 @@ import anyio
 from fastmcp.server.context import Context
 
 from providers import lines
+from providers.capabilities import NO_CAPABILITIES, Capabilities
 from providers.identity import Identity
 from providers.lines import Json
 
 logger = logging.getLogger(__name__)
 
 _ANNOUNCE_DEADLINE = 5.0
+
+NOT_ASKED = {"code": -32601, "message": "The client that made this call cannot be asked this."}
+_NOT_IN_THIS_WAY = {"code": -32602, "message": "The client that made this call did not declare this way of asking."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Caller:
 
     identity: Identity
     session: str
-    capabilities: frozenset[str] = frozenset()
+    capabilities: Capabilities = NO_CAPABILITIES
     has_session: bool = True
     is_modern: bool = False
     """The client speaks the 2026-07-28 era: it has no session and is not sent questions."""
@@ -84,6 +88,11 @@ class Front:
     clock: CallClock = field(init=False)
     """Of the request to the backend that runs now; set by the session that sends it."""
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether its client has no request open, and is expected to come back."""
+        return False
+
     async def tell(self, method: str, params: Json) -> None:
         """Pass a notification on, if this client wants it; a client that is gone is no error."""
         if method == "notifications/message" and not lines.wants_log(self.request, str(params.get("level"))):
@@ -95,9 +104,10 @@ class Front:
         if self.progress_token is not None:
             await self.tell("notifications/progress", {**params, "progressToken": self.progress_token})
 
-    def can_be_asked(self, capability: str | None) -> bool:
-        """Whether this client answers such questions: it declared that it does, and its era sends any."""
-        return capability in self.caller.capabilities and not self.caller.is_modern
+    def refusal(self, method: str, params: Json) -> Json | None:
+        """The JSON-RPC error for a question that this client is not to be asked: it did not declare that it answers
+        such, or its era sends none. None where it may be asked."""
+        return NOT_ASKED if self.caller.is_modern else refusal_for(self.caller.capabilities, method, params)
 
     async def ask(self, method: str, params: Json | None) -> Json:
         """Pass a question on and give the client's answer.
@@ -106,6 +116,13 @@ class Front:
             MCPError: the client refused, or cannot be asked.
         """
         return await lines.ask_client(self.request, method, params)
+
+
+def refusal_for(capabilities: Capabilities, method: str, params: Json) -> Json | None:
+    """The JSON-RPC error for a question that a client did not declare; None where it did."""
+    if capabilities.missing(method, params) is None:
+        return None
+    return _NOT_IN_THIS_WAY if capabilities.has(method) else NOT_ASKED
 
 
 def front_of(context: Context | None, caller: Caller) -> Front | None:
@@ -135,12 +152,12 @@ class ClientSessions:
         if context is None or (context.request_context is None and lines.session_owner(context) is None):
             return Caller(identity, f"process:{identity.key}", has_session=False)
         if lines.is_modern_request(context):
-            declared = lines.declared_capabilities(context)
+            declared = Capabilities.of(lines.declared_capabilities(context))
             return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True)
         owner = lines.session_owner(context)
         key = self._keys.get(owner) or self._remember(owner)
         self._identities[key] = identity
-        return Caller(identity, key, lines.declared_capabilities(context))
+        return Caller(identity, key, Capabilities.of(lines.declared_capabilities(context)))
 
     def is_alive(self, caller: Caller) -> bool:
         """Whether the caller's session still lasts; who has none is always there."""

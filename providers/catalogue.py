@@ -289,7 +289,7 @@ class Catalogue:
 def _scope_key(caller: Caller) -> str:
     """A backend hears who asks, in which roles, and what the client can be asked; its answer may depend on each."""
     roles = ",".join(quote(role, safe="") for role in sorted(caller.identity.roles))
-    return f"{caller.identity.key};{roles};{','.join(sorted(caller.capabilities))}"
+    return f"{caller.identity.key};{roles};{caller.capabilities.text}"
 
 
 async def _fetch(held: Lease, target: Target) -> Listing:

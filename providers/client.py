@@ -23,6 +23,7 @@ from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
 from providers import lines
+from providers.capabilities import NO_CAPABILITIES, Capabilities
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import Identity
 from providers.lines import Json, MCPError
@@ -38,11 +39,12 @@ _NO_HANDSHAKE = (-32022, -32601, -32602, -32600)
 class _Outbox:
     """What FastMCP's client writes, put on the wire in the writer's own task: back-pressure reaches the caller."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, capabilities: Capabilities) -> None:
+        self._wire, self._capabilities = wire, capabilities
 
     async def send(self, item: SessionMessage) -> None:
         message, headers = lines.from_session_message(item)
+        _declare(message, self._capabilities)
         await self._wire.send(message, headers)
 
     async def aclose(self) -> None:
@@ -60,8 +62,10 @@ class _Outbox:
 class _WireTransport(ClientTransport):
     """FastMCP's view of a wire."""
 
-    def __init__(self, open_wire: OpenWire, session: BackendSession, identity: Identity | None) -> None:
-        self._server = session.server
+    def __init__(
+        self, open_wire: OpenWire, session: BackendSession, identity: Identity | None, capabilities: Capabilities
+    ) -> None:
+        self._server, self._capabilities = session.server, capabilities
         self._open_wire, self._session, self._identity = open_wire, session, identity
         self.wire: Wire | None = None
 
@@ -80,7 +84,7 @@ class _WireTransport(ClientTransport):
             self.wire, wire.identity = wire, self._identity
             self._session.connected(wire, tasks)
             tasks.start_soon(_close_with, wire, answers)
-            async with lines.ForwardingSession(read, _Outbox(wire), **options) as session:
+            async with lines.ForwardingSession(read, _Outbox(wire, self._capabilities), **options) as session:
                 yield session
             tasks.cancel_scope.cancel()
 
@@ -104,14 +108,14 @@ async def _close_with(wire: Wire, answers: MemoryObjectSendStream[SessionMessage
     await answers.aclose()
 
 
-async def _never_asked(*_: Any) -> Any:
-    """FastMCP's client declares what it has a handler for; the questions themselves never come this way."""
-    raise AssertionError("questions are taken off the wire")
-
-
-def _declare(capabilities: frozenset[str]) -> Json:
-    handlers = {"elicitation": "elicitation_handler", "sampling": "sampling_handler", "roots": "roots"}
-    return {handlers[name]: _never_asked for name in capabilities}
+def _declare(message: Message, capabilities: Capabilities) -> None:
+    """Put what the client declared where the SDK declares what it has handlers for: in the handshake, or in each
+    request of the 2026-07-28 era."""
+    params = message.get("params") or {}
+    if message.get("method") == "initialize":
+        params["capabilities"] = capabilities.declared
+    elif lines.CLIENT_CAPABILITIES_META_KEY in (params.get("_meta") or {}):
+        params["_meta"][lines.CLIENT_CAPABILITIES_META_KEY] = capabilities.declared
 
 
 @asynccontextmanager
@@ -120,7 +124,7 @@ async def open_session(
     open_wire: OpenWire,
     *,
     identity: Identity | None = None,
-    capabilities: frozenset[str] = frozenset(),
+    capabilities: Capabilities = NO_CAPABILITIES,
     on_change: Callable[[str], None] = lambda _: None,
     deadline: float = math.inf,
     prefers_modern: bool = False,
@@ -165,12 +169,12 @@ class _Opening:
         resource: McpServerResource,
         open_wire: OpenWire,
         identity: Identity | None,
-        capabilities: frozenset[str],
+        capabilities: Capabilities,
         on_change: Callable[[str], None],
     ) -> None:
-        self._resource, self._capabilities = resource, capabilities
+        self._resource = resource
         self._session = BackendSession(resource, on_change)
-        self._transport = _WireTransport(open_wire, self._session, identity)
+        self._transport = _WireTransport(open_wire, self._session, identity, capabilities)
         # SSE predates the 2026-07-28 era, and a server in this process keeps its state by session.
         self._transport.legacy_only = resource.transport_type in (TransportType.SSE, TransportType.PYTHON)
         self._client: Client[Any] | None = None
@@ -181,7 +185,7 @@ class _Opening:
         """Make one attempt; how it ended is in `finished` and `wrong_era`."""
         await self.close()
         self._failure, self.wrong_era = None, False
-        self._client = Client(self._transport, init_timeout=0, **_declare(self._capabilities), **era)
+        self._client = Client(self._transport, init_timeout=0, **era)
         try:
             await self._client.__aenter__()  # type: ignore[no-untyped-call]
         except (RuntimeError, MCPError, OSError, ValidationError, BackendError, ExceptionGroup) as error:

@@ -65,7 +65,7 @@ def key_for(target: Target, caller: Caller) -> Key:
         case Isolation.CALL:
             whose = f"call:{uuid4().hex}"
     era = "modern" if caller.is_modern else "handshake"
-    return Key(*target.key, f"{whose};{era};{','.join(sorted(caller.capabilities))}")
+    return Key(*target.key, f"{whose};{era};{caller.capabilities.text}")
 
 
 _CLOSING_SECONDS = 1.0

@@ -7,7 +7,7 @@ credentials.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from fastmcp.exceptions import FastMCPError
 
@@ -40,6 +40,14 @@ class VersionConflict(CallerError):
         super().__init__(
             f"server '{name}': expected version {expected}, found {actual}. Read it again and repeat the change."
         )
+
+
+class ProtocolError(CallerError):
+    """A refusal that MCP prescribes: the client sees it as a JSON-RPC error with this code and data."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        self.code, self.message, self.data = code, message, data
+        super().__init__(message)
 
 
 class BackendError(GatewayError):

@@ -6,20 +6,25 @@ components of `backend` send through it. A lease that was given back is dead.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
+from fastmcp.server.context import Context
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
+from providers import lines
 from providers.caller import Caller, ClientSessions, Front, front_of
 from providers.connection import PooledConnection, Target
 from providers.errors import BackendError, BackendTimeout, BackendUnavailable, InternalError, LeaseReleased
 from providers.identity import current_identity
 from providers.lines import Json, MCPError
+from providers.parking import Asked, ParkableCall, ParkingLot, PassedOn, is_parked_state, unknown_state
 from providers.pool import McpConnectionPool
+from providers.rounds import Rounds
 from providers.session import BackendSession
 
 
@@ -29,7 +34,7 @@ class Lease:
     def __init__(
         self, pool: McpConnectionPool, target: Target, caller: Caller, front: Front | None, *, may_evict: bool = True
     ) -> None:
-        self._pool, self._target, self._caller, self._front = pool, target, caller, front
+        self._pool, self._target, self._caller, self.front = pool, target, caller, front
         self._may_evict = may_evict
         self._connection: PooledConnection | None = None
 
@@ -72,9 +77,9 @@ class Lease:
     async def _request(self, method: str, params: Json, deadline: float | None) -> Json:
         connection = self._held()
         try:
-            result = await self.session.request(method, params, self._front, deadline=deadline)
+            result = await self.session.request(method, params, self.front, deadline=deadline)
         except BackendTimeout:
-            if self._front is not None or connection.in_use == 1:  # a listing may wait behind a long call
+            if self.front is not None or connection.in_use == 1:  # a listing may wait behind a long call
                 self._pool.suspect(connection)
             raise
         except MCPError:  # an error is an answer
@@ -131,14 +136,20 @@ async def lease(
         held.close()
 
 
+class Way(Protocol):
+    """How a call reaches its backend: a lease, or what stands in for one where two eras meet."""
+
+    async def request(self, method: str, params: Json) -> Json: ...
+
+
 CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
 """The requests that a backend works at; everything else is answered from memory."""
 
-_current: ContextVar[Lease] = ContextVar("apollos_lease")
+_current: ContextVar[Way] = ContextVar("apollos_lease")
 
 
-def current_lease() -> Lease:
-    """The lease of the call that runs now.
+def current_lease() -> Way:
+    """The lease of the call that runs now, or what stands in for it.
 
     Raises:
         LeaseReleased: no call runs here.
@@ -150,10 +161,20 @@ def current_lease() -> Lease:
 
 
 class PoolMiddleware(Middleware):
-    """Innermost of a sub-server: a leased session for the length of each call."""
+    """Innermost of a sub-server: a leased session for the length of each call.
 
-    def __init__(self, pool: McpConnectionPool, sessions: ClientSessions, target: Callable[[], Target]) -> None:
-        self._pool, self._sessions, self._target = pool, sessions, target
+    Args:
+        parking: where the calls go on whose client cannot be sent questions; without it they are refused.
+    """
+
+    def __init__(
+        self,
+        pool: McpConnectionPool,
+        sessions: ClientSessions,
+        target: Callable[[], Target],
+        parking: ParkingLot | None = None,
+    ) -> None:
+        self._pool, self._sessions, self._target, self._parking = pool, sessions, target, parking
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if context.method not in CALLS:
@@ -161,11 +182,67 @@ class PoolMiddleware(Middleware):
         identity = current_identity()
         if identity is None:
             raise InternalError("a call reached the pool without an identity")
-        request = context.fastmcp_context
-        caller = self._sessions.caller(request, identity)
-        async with lease(self._pool, self._target(), caller, front_of(request, caller)) as held:
-            token = _current.set(held)
+        caller = self._sessions.caller(context.fastmcp_context, identity)
+        async with self._way(context, caller, front_of(context.fastmcp_context, caller)) as way:
+            token = _current.set(way)
             try:
                 return await call_next(context)
             finally:
                 _current.reset(token)
+
+    @asynccontextmanager
+    async def _way(self, context: MiddlewareContext[Any], caller: Caller, front: Front | None) -> AsyncIterator[Way]:
+        """How this call reaches the backend, as the eras of its client and of the backend want it."""
+        target = self._target()
+        asked = _asked(target, context)
+        call = self._parked(context.fastmcp_context, front, asked)
+        held = Lease(self._pool, target, caller, front)
+        try:
+            if call is None:
+                await held.open()
+                call = self._to_be_parked(held, target, caller, front, asked)
+            yield call or _direct_way(held, target, caller, front)
+        finally:
+            if call is not None:
+                call.leave()
+            else:
+                held.close()
+
+    def _parked(self, request: Context | None, front: Front | None, asked: Asked) -> ParkableCall | None:
+        """The parked call that this one takes up, if it is a retry of one.
+
+        Raises:
+            ProtocolError: there is none.
+        """
+        state = lines.continuation(request).get("requestState") if request is not None else None
+        if not is_parked_state(state):
+            return None
+        if front is None or self._parking is None:
+            raise unknown_state()
+        return self._parking.claim(state, front, asked)
+
+    def _to_be_parked(
+        self, held: Lease, target: Target, caller: Caller, front: Front | None, asked: Asked
+    ) -> ParkableCall | None:
+        """A call that its backend may ask about, and whose client has to be asked in another way."""
+        is_crossing = caller.is_modern and not held.session.is_modern
+        if not is_crossing or front is None or not caller.capabilities:
+            return None
+        if self._parking is None or not self._parking.is_open:
+            return None
+        return self._parking.begin(held, front, asked, target.resource.timeouts.question)
+
+
+def _direct_way(held: Lease, target: Target, caller: Caller, front: Front | None) -> Way:
+    if caller.is_modern:
+        return PassedOn(held)
+    if held.session.is_modern:
+        return Rounds(held, target.resource.name, front, target.resource.timeouts.call_max)
+    return held
+
+
+def _asked(target: Target, context: MiddlewareContext[Any]) -> Asked:
+    message = context.message
+    named = message.uri if context.method == "resources/read" else message.name
+    arguments = json.dumps(getattr(message, "arguments", None) or {}, sort_keys=True, default=str)
+    return Asked(target.resource.name, str(context.method), str(named), arguments)

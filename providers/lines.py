@@ -18,7 +18,6 @@ from fastmcp.server.context import Context
 from mcp import ClientSession
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import BaseModel, RootModel, TypeAdapter
-from pydantic_core import to_jsonable_python
 
 MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
 """True on FastMCP 4.x, which speaks both protocol eras; 3.4 speaks the handshake era alone."""
@@ -29,11 +28,14 @@ if TYPE_CHECKING or MODERN:
     from mcp_types.jsonrpc import jsonrpc_message_adapter
     from mcp_types.version import MODERN_PROTOCOL_VERSIONS as MODERN_PROTOCOL_VERSIONS
 else:
-    from mcp import McpError as MCPError  # noqa: F401 - for whoever imports it from here
+    from mcp import McpError as MCPError
     from mcp import types as mcp_types
 
     jsonrpc_message_adapter = TypeAdapter(mcp_types.JSONRPCMessage)
     MODERN_PROTOCOL_VERSIONS = ()
+
+CLIENT_CAPABILITIES_META_KEY = "io.modelcontextprotocol/clientCapabilities"
+"""In a request's `_meta` of the 2026-07-28 era: what the client can do (basic/index, "_meta")."""
 
 Json = dict[str, Any]
 
@@ -197,18 +199,38 @@ def on_session_end(owner: Any, callback: Callable[[], Awaitable[None]]) -> None:
     stack.push_async_callback(callback)
 
 
-def declared_capabilities(context: Context) -> frozenset[str]:
-    """Of `elicitation`, `sampling` and `roots`, those that the client declared."""
+def declared_capabilities(context: Context) -> Json:
+    """What the client declared that it can do, as it wrote it as far as that can be had."""
     try:
         session = context.session
     except RuntimeError:
-        return frozenset()
-    if MODERN:
-        declared = session.client_capabilities
+        return {}
+    if not MODERN:
+        known = session.client_params.capabilities if session.client_params else None
+    elif is_modern_request(context):
+        declared = (_params_of(context).get("_meta") or {}).get(CLIENT_CAPABILITIES_META_KEY)
+        return declared if isinstance(declared, dict) else {}
+    elif (declared := session._connection.state.get("apollos_capabilities")) is not None:
+        return dict(declared)
     else:
-        declared = session.client_params.capabilities if session.client_params else None
-    names = ("elicitation", "sampling", "roots")
-    return frozenset(name for name in names if declared and getattr(declared, name) is not None)
+        known = session.client_capabilities
+    return known.model_dump(by_alias=True, mode="json", exclude_none=True) if known else {}
+
+
+def remember_capabilities(context: Context) -> None:
+    """Keep what a handshake client declares, for as long as its session lasts: the SDK keeps what it knows of it."""
+    owner = session_owner(context)
+    declared = _params_of(context).get("capabilities") if MODERN else None
+    if owner is not None and isinstance(declared, dict):
+        owner.state["apollos_capabilities"] = declared
+
+
+def _params_of(context: Context) -> Json:
+    """The params of the client's request as it sent them; FastMCP parses them and keeps these to itself. Only 4.x has
+    them."""
+    request = context.request_context
+    params = request._srctx.params if request is not None else None
+    return dict(params) if isinstance(params, Mapping) else {}
 
 
 def _meta_of(context: Context) -> Any:
@@ -240,12 +262,8 @@ def continuation(context: Context) -> Json:
     """What a 2026-07-28 client sends with a retry after it was asked for input, as request params."""
     if not is_modern_request(context):
         return {}
-    given = {"inputResponses": context.input_responses, "requestState": context.request_state}
-    return {
-        key: to_jsonable_python(value, by_alias=True, exclude_none=True)
-        for key, value in given.items()
-        if value is not None
-    }
+    params = _params_of(context)
+    return {key: params[key] for key in ("inputResponses", "requestState") if params.get(key) is not None}
 
 
 _LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -284,6 +302,9 @@ async def ask_client(request: Any, method: str, params: Json | None) -> Json:
     Raises:
         MCPError: the client answered with an error or cannot be asked.
     """
+    if MODERN:  # its own way to send checks the answer, which is for the backend to judge
+        answer: Json = await request.session._request_outbound.send_raw_request(method, params, None)
+        return answer
     result = await request.session.send_request(
         RawRequest(method=method, params=params),
         RawResult,
@@ -300,12 +321,12 @@ async def tell_client(request: Any, method: str, params: Json | None) -> None:
     )
 
 
-async def tell_session(owner: Any, method: str) -> None:
-    """Send a notification without params to a session at large, if it is still there."""
+async def tell_session(owner: Any, method: str, params: Json | None = None) -> None:
+    """Send a notification to a session at large, if it is still there."""
     if MODERN:
-        await owner.notify(method, None)
+        await owner.notify(method, params)
     else:
-        await owner.send_notification(RawRequest(method=method))
+        await owner.send_notification(RawRequest(method=method, params=params))
 
 
 # --- the root server
@@ -328,6 +349,13 @@ async def _no_definition(name: str) -> None:
 def passed_on(error: Exception, kind: type[Exception]) -> Exception:
     """A backend's error as FastMCP lets it through: with its code on 4.x, as `kind` with its text on 3.4."""
     return error if MODERN else kind(error_data(error)["message"])
+
+
+def protocol_error(code: int, message: str, data: Any = None) -> MCPError:
+    """An error of the SDK's, which a client sees as it is."""
+    if MODERN:
+        return MCPError(code=code, message=message, data=data)
+    return MCPError(mcp_types.ErrorData(code=code, message=message, data=data))  # type: ignore[call-arg, arg-type]
 
 
 def error_data(error: Exception) -> Json:

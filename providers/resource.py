@@ -91,6 +91,9 @@ class Timeouts(BaseModel):
     list: Seconds = Field(default=2.0, description="how long a listing waits for one backend")
     call: Seconds = Field(default=300.0, description="a call without progress")
     call_max: Seconds = Field(default=3600.0, description="a call however much progress it reports")
+    question: Seconds = Field(
+        default=300.0, description="how long a call waits for the answer of a client that cannot be sent questions"
+    )
     shutdown: Seconds = 5.0
 
 

@@ -18,7 +18,7 @@ from mcp import ClientSession
 from pydantic import ValidationError
 
 from providers import lines
-from providers.caller import CallClock, Front
+from providers.caller import NOT_ASKED, CallClock, Front
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
@@ -27,15 +27,9 @@ from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, Wire
 
 logger = logging.getLogger(__name__)
 
-_QUESTIONS = {
-    "sampling/createMessage": "sampling",
-    "elicitation/create": "elicitation",
-    "roots/list": "roots",
-}
 _MAX_QUESTIONS = 16
 """That a backend may have open at once."""
 _TELL_SECONDS = 5.0
-_REFUSED = {"code": -32601, "message": "The client that made this call cannot be asked this."}
 
 
 class BackendSession:
@@ -229,8 +223,9 @@ class BackendSession:
     def _caller(self) -> Front | None:
         """The front that an unaddressed message belongs to. All calls on a connection come from one client session;
         where the client's era has no sessions they may come from several windows of one user, and then it is nobody's
-        unless there is just one. If another session gave up a call here, it may be about that call."""
-        fronts = list(self._fronts.values())
+        unless there is just one; calls that wait for an answer do not count. If another session gave up a call here,
+        it may be about that call."""
+        fronts = [front for front in self._fronts.values() if not front.is_parked] or list(self._fronts.values())
         if not fronts or (len(fronts) > 1 and not fronts[-1].caller.has_session):
             return None
         return fronts[-1] if self._abandoned <= {fronts[-1].caller.session} else None
@@ -240,7 +235,7 @@ class BackendSession:
         back-pressure."""
         if len(self._asked) >= _MAX_QUESTIONS:
             with suppress(BackendError):
-                await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": _REFUSED}, self._era_headers())
+                await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": NOT_ASKED}, self._era_headers())
             return
         front, scope = self._caller(), anyio.CancelScope()
         self._asked[_hashable(request_id)] = (front, scope)
@@ -249,7 +244,7 @@ class BackendSession:
     async def _answer(
         self, request_id: Any, method: str, params: Json, front: Front | None, scope: anyio.CancelScope
     ) -> None:
-        answer: Json = {"error": _REFUSED}
+        answer: Json = {"error": NOT_ASKED}
         with scope:
             answer = await self._ask(front, method, params)
         if self._asked.pop(_hashable(request_id), None) is None:
@@ -264,15 +259,16 @@ class BackendSession:
                 question.cancel()
 
     async def _ask(self, front: Front | None, method: str, params: Json) -> Json:
-        if front is None or not front.can_be_asked(_QUESTIONS.get(method)):
-            return {"error": _REFUSED}
+        refusal = NOT_ASKED if front is None else front.refusal(method, params)
+        if front is None or refusal is not None:
+            return {"error": refusal}
         with front.clock.resting():
             try:
                 return {"result": await front.ask(method, params)}
             except MCPError as error:
                 return {"error": lines.error_data(error)}
             except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-                return {"error": _REFUSED}
+                return {"error": NOT_ASKED}
 
     def _era_headers(self) -> Mapping[str, str]:
         version = self.facts.get("protocolVersion")

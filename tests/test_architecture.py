@@ -32,11 +32,12 @@ FLOORS = (
     ("providers.pool",),
     ("providers.opener", "providers.backoff"),
     ("providers.client", "providers.connection"),
+    ("providers.parking", "providers.rounds"),
     ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
     ("providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
     ("providers.endpoint",),
     ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
-    ("providers.identity", "providers.direct"),
+    ("providers.identity", "providers.direct", "providers.capabilities"),
     ("providers.errors", "providers.lines"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}

@@ -9,11 +9,12 @@ from typing import Any
 from fastmcp import Client, Context, FastMCP
 
 from providers.caller import Caller, ClientSessions, front_of
+from providers.capabilities import Capabilities
 from providers.client import open_session
 from providers.session import BackendSession
-from tests.helpers.fakes import ALICE, FakeBackend, client_of
+from tests.helpers.fakes import ALICE, FakeBackend, client_of, declaring
 
-ALL = frozenset({"elicitation", "sampling", "roots"})
+ALL = declaring("elicitation", "sampling", "roots")
 
 
 class Desk:
@@ -36,7 +37,7 @@ class Desk:
 
 @asynccontextmanager
 async def desk_with(
-    backend: FakeBackend, *, has_session: bool = True, declares: frozenset[str] = ALL, **timeouts: float
+    backend: FakeBackend, *, has_session: bool = True, declares: Capabilities = ALL, **timeouts: float
 ) -> AsyncIterator[Desk]:
     resource = backend.resource(timeouts=timeouts)
     async with open_session(resource, backend.open_wire, capabilities=declares) as session:

@@ -21,6 +21,7 @@ from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 
 from providers.caller import Caller
+from providers.capabilities import Capabilities
 from providers.connection import PoolLimits, Target
 from providers.errors import BackendError, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, Identity
@@ -36,6 +37,11 @@ Json = dict[str, Any]
 
 ALICE = Identity("alice", "Alice", frozenset({"engineer"}), "https://issuer.example")
 BOB = Identity("bob", "Bob", frozenset({"engineer"}), "https://issuer.example")
+
+
+def declaring(*names: str, **declared: Json) -> Capabilities:
+    """What a client declares: capabilities without parts by their names, others with theirs."""
+    return Capabilities.of({**{name: {} for name in names}, **declared})
 
 
 def caller_of(identity: Identity = ALICE, session: str = "session:1", **more: Any) -> Caller:

@@ -16,6 +16,7 @@ from providers.caller import ClientSessions
 from providers.connection import PoolLimits
 from providers.direct import DirectServer
 from providers.identity import Identity
+from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource
 from providers.store import InMemoryMcpResourceStore
@@ -44,9 +45,14 @@ class House:
         self.wires_made: list[str] = []
         self.store = InMemoryMcpResourceStore(records or [backend.resource() for backend in backends])
         self.pool = McpConnectionPool(PoolLimits()._replace(**limits))
-        self.sessions = ClientSessions()
+        self.sessions, self.parking = ClientSessions(), ParkingLot()
         self.registry = Registry(
-            pool=self.pool, sessions=self.sessions, wire_for=self._wire_for, local=local, when_used=self._used
+            pool=self.pool,
+            sessions=self.sessions,
+            wire_for=self._wire_for,
+            local=local,
+            when_used=self._used,
+            parking=self.parking,
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
@@ -75,7 +81,7 @@ async def house_of(*backends: FakeBackend, **options: Any) -> AsyncIterator[Hous
     """A house that runs."""
     house = House(*backends, **options)
     async with anyio.create_task_group() as tasks:
-        async with house.pool:
+        async with house.pool, house.parking:
             tasks.start_soon(house.registry.run, house.store, tasks)
             await anyio.lowlevel.checkpoint()
             yield house

@@ -123,11 +123,12 @@ async def test_an_answer_may_be_no_or_nothing_or_an_error() -> None:
             await one.call("b_think", prompt="?")
 
 
-async def test_a_client_of_the_newest_era_is_sent_no_question_and_the_backend_hears_so() -> None:
+async def test_a_client_that_declares_nothing_is_asked_nothing_and_the_backend_hears_so() -> None:
+    nothing = {"elicitation_handler": None, "sampling_handler": None, "roots": None}
     async with (
         everything("python") as table,  # which speaks the handshake era, and so asks while the call runs
         gateway_over_http(patient_toml({"b": table})) as gateway,
-        window(gateway.url, era=LATEST) as one,
+        window(gateway.url, era=LATEST, **nothing) as one,
     ):
         for tool, arguments in (("ask", {"question": "?"}), ("think", {"prompt": "?"}), ("roots", {})):
             with pytest.raises(ToolError, match="The client that made this call cannot be asked this"):

@@ -22,6 +22,7 @@ from tests.helpers.fakes import (
     FakeBackend,
     Json,
     caller_of,
+    declaring,
     no_waiting,
     pool_of,
     settled,
@@ -245,7 +246,7 @@ async def test_a_backend_that_asks_too_much_at_once_is_refused() -> None:
             await anyio.sleep_forever()
             return {}
 
-    caller = caller_of(capabilities=frozenset({"roots"}))
+    caller = caller_of(capabilities=declaring("roots"))
     async with pool_of() as pool, lease(pool, backend.target(), caller, Slow(None, caller)) as held:
         await held.request("tools/call", {"name": "echo", "arguments": {}})
     assert Slow.most <= 16

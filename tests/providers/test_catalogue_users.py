@@ -18,6 +18,7 @@ from tests.helpers.fakes import (
     Json,
     Refusal,
     caller_of,
+    declaring,
     held,
     modern_caller,
     no_waiting,
@@ -91,7 +92,7 @@ async def test_what_the_client_can_be_asked_may_make_another_listing_too() -> No
 
     async with shelf_of(FakeBackend(answers={"tools/list": by_capabilities})) as shelf:
         assert await shelf.names(ALICE_1) == ["without"]
-        assert await shelf.names(caller_of(ALICE, "session:9", capabilities=frozenset({"roots"}))) == ["with-roots"]
+        assert await shelf.names(caller_of(ALICE, "session:9", capabilities=declaring("roots"))) == ["with-roots"]
 
 
 # ---------------------------------------------------------------------------------- by session

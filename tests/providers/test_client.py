@@ -8,9 +8,11 @@ from typing import Any
 import anyio
 import pytest
 
+from providers.capabilities import Capabilities
 from providers.client import open_session
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.lease import lease
+from providers.lines import MODERN
 from providers.resource import McpServerResource
 from providers.wire import error_answer
 from tests.helpers.fakes import (
@@ -31,6 +33,12 @@ from tests.helpers.fakes import (
 )
 
 core = pytest.mark.core
+DECLARATIONS: list[Json] = [
+    {},
+    {"roots": {}},
+    {"roots": {"listChanged": True}, "sampling": {"tools": {}, "context": {}}},
+    {"elicitation": {"form": {"applyDefaults": True}, "url": {}}, "sampling": {"example.com/own": [1]}},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -149,13 +157,24 @@ async def test_a_backend_that_does_not_end_does_not_hold_its_session_for_ever() 
 
 
 @core
-@pytest.mark.parametrize("capabilities", [(), ("roots",), ("roots", "sampling", "elicitation")])
-async def test_what_the_client_can_be_asked_is_what_is_declared(capabilities: tuple[str, ...]) -> None:
-    backend = FakeBackend()
-    async with open_session(backend.resource(), backend.open_wire, capabilities=frozenset(capabilities)):
-        pass
-    declared = backend.wire.received[0]["params"]["capabilities"]
-    assert {name for name in ("roots", "sampling", "elicitation") if name in declared} == set(capabilities)
+@pytest.mark.parametrize("era", ["handshake", "modern"] if MODERN else ["handshake"])
+@pytest.mark.parametrize("declared", DECLARATIONS)
+async def test_what_the_client_declared_is_declared_word_for_word(declared: Json, era: str) -> None:
+    backend = FakeBackend(is_modern=era == "modern")
+    opening = open_session(
+        backend.resource(),
+        backend.open_wire,
+        capabilities=Capabilities.of(declared),
+        prefers_modern=era == "modern",
+    )
+    async with opening as session:
+        await session.request("tools/list", {}, None)
+    first, last = backend.wire.received[0], backend.wire.received[-1]
+    if era == "handshake":
+        assert first["params"]["capabilities"] == declared
+    else:
+        told = [each["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] for each in (first, last)]
+        assert told == [declared, declared]
 
 
 @core

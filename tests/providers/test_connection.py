@@ -9,7 +9,7 @@ import pytest
 
 from providers.caller import Caller
 from providers.connection import ConnectionState, PooledConnection, key_for
-from tests.helpers.fakes import ALICE, BOB, FakeBackend, caller_of, modern_caller
+from tests.helpers.fakes import ALICE, BOB, FakeBackend, caller_of, declaring, modern_caller
 
 pytestmark = pytest.mark.core
 
@@ -19,7 +19,7 @@ CALLERS = {
     "bob": caller_of(BOB, "session:3"),
     "alice modern": modern_caller(ALICE),
     "bob modern": modern_caller(BOB),
-    "alice 1, can elicit": caller_of(ALICE, "session:1", capabilities=frozenset({"elicitation"})),
+    "alice 1, can elicit": caller_of(ALICE, "session:1", capabilities=declaring("elicitation")),
 }
 
 SHARING = {
@@ -64,8 +64,8 @@ def test_servers_and_generations_are_kept_apart() -> None:
 
 def test_what_a_client_can_be_asked_counts_in_any_order() -> None:
     target = FakeBackend().target(isolation="shared")
-    one = caller_of(capabilities=frozenset(("roots", "sampling", "elicitation")))
-    other = caller_of(capabilities=frozenset(("elicitation", "roots", "sampling")))
+    one = caller_of(capabilities=declaring("roots", "sampling", "elicitation"))
+    other = caller_of(capabilities=declaring("elicitation", "roots", "sampling"))
     assert key_for(target, one) == key_for(target, other)
 
 

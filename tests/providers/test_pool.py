@@ -19,6 +19,7 @@ from tests.helpers.fakes import (
     Call,
     FakeBackend,
     caller_of,
+    declaring,
     fails,
     held,
     modern_caller,
@@ -77,7 +78,7 @@ async def test_isolation_says_who_shares_a_connection(
         assert (await wire_of(pool, target, OTHER_USER) is first) is shares_all
 
 
-@pytest.mark.parametrize("other", [caller_of(capabilities=frozenset({"roots"})), modern_caller()])
+@pytest.mark.parametrize("other", [caller_of(capabilities=declaring("roots")), modern_caller()])
 async def test_even_a_shared_connection_is_kept_apart_by_what_the_client_can_be_asked(other: Caller) -> None:
     target = FakeBackend().target(isolation="shared")
     async with pool_of() as pool:
