@@ -22,6 +22,8 @@ class RawClient:
     def __init__(self, http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], version: str) -> None:
         self._http, self._url, self._own, self._version = http, url, headers, version
         self._next = 0
+        self.capabilities: Json = {}
+        """What it declares."""
         self.session_id: str | None = None
         self.welcome: Json = {}
         """What the server said of itself in the handshake."""
@@ -29,7 +31,7 @@ class RawClient:
     async def shake_hands(self) -> None:
         client = {"name": "by-hand", "version": "1"}
         answer = await self.request(
-            "initialize", {"protocolVersion": self._version, "capabilities": {}, "clientInfo": client}
+            "initialize", {"protocolVersion": self._version, "capabilities": self.capabilities, "clientInfo": client}
         )
         self.welcome = answer["result"]
         await self._post({"jsonrpc": "2.0", "method": "notifications/initialized"})
@@ -55,7 +57,7 @@ class RawClient:
         return {
             f"{_OF_MCP}protocolVersion": NEWEST,
             f"{_OF_MCP}clientInfo": {"name": "by-hand", "version": "1"},
-            f"{_OF_MCP}clientCapabilities": {},
+            f"{_OF_MCP}clientCapabilities": self.capabilities,
         }
 
     async def _post(self, message: Json) -> list[Json]:
