@@ -34,6 +34,7 @@ from providers.components import (
     input_required,
     own_part,
 )
+from providers.errors import MISSING_CAPABILITY, ProtocolError
 from providers.lease import current_lease
 from providers.lines import Json, MCPError
 from providers.resource import McpServerResource
@@ -161,7 +162,10 @@ async def _call_tool(name: str, arguments: Json) -> ToolResult:
     try:
         raw = await current_lease().request("tools/call", _with_context({"name": name, "arguments": arguments}))
     except MCPError as error:
-        raise ToolError(lines.error_data(error)["message"]) from None
+        told = lines.error_data(error)
+        if told["code"] == MISSING_CAPABILITY:  # not how the call went: the protocol wants the client to see it
+            raise ProtocolError(told["code"], told["message"], told.get("data")) from None
+        raise ToolError(told["message"]) from None
     question: ToolResult | None = input_required("tool", raw)
     return question if question is not None else RawToolResult.of(own_part(raw))
 

@@ -42,6 +42,10 @@ class VersionConflict(CallerError):
         )
 
 
+MISSING_CAPABILITY = -32021
+"""JSON-RPC code: a request needs what its client did not declare (2026-07-28)."""
+
+
 class ProtocolError(CallerError):
     """A refusal that MCP prescribes: the client sees it as a JSON-RPC error with this code and data."""
 

@@ -13,12 +13,10 @@ from uuid import uuid4
 import anyio
 
 from providers.caller import Front
-from providers.errors import BackendProtocolError, BackendTimeout, ProtocolError
+from providers.errors import MISSING_CAPABILITY, BackendProtocolError, BackendTimeout, ProtocolError
 from providers.lines import Json
 
 MAX_ROUNDS = 32
-_MISSING_CAPABILITY = -32021
-"""Code of the error for a client that did not declare what a request needs (2026-07-28)."""
 _PAUSE, _MAX_PAUSE = 0.05, 1.0
 """Seconds before a call is sent again whose backend asks nothing, but only to be called again; they double."""
 
@@ -99,7 +97,7 @@ class Rounds:
         missing = self._missing(question["method"], params if isinstance(params, dict) else {})
         if missing is not None:
             what = f"server '{self._server}' asks for what the client did not declare"
-            raise ProtocolError(_MISSING_CAPABILITY, what, {"requiredCapabilities": missing})
+            raise ProtocolError(MISSING_CAPABILITY, what, {"requiredCapabilities": missing})
 
     def _missing(self, method: str, params: Json) -> Json | None:
         return {} if self._front is None else self._front.caller.capabilities.missing(method, params)
