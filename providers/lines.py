@@ -34,8 +34,7 @@ else:
     jsonrpc_message_adapter = TypeAdapter(mcp_types.JSONRPCMessage)
     MODERN_PROTOCOL_VERSIONS = ()
 
-CLIENT_CAPABILITIES_META_KEY = "io.modelcontextprotocol/clientCapabilities"
-"""In a request's `_meta` of the 2026-07-28 era: what the client can do (basic/index, "_meta")."""
+CLIENT_CAPABILITIES_META_KEY = "io.modelcontextprotocol/clientCapabilities"  # in `_meta`, 2026-07-28, basic/index
 
 Json = dict[str, Any]
 
@@ -193,6 +192,12 @@ def session_owner(context: Context) -> Any:
     return session._connection if MODERN else session
 
 
+def owner_of_request(request: Any) -> Any:
+    """The same for a client's request that is held on to."""
+    session = getattr(request, "session", None)
+    return session._connection if MODERN and session is not None else session
+
+
 def on_session_end(owner: Any, callback: Callable[[], Awaitable[None]]) -> None:
     """Have `callback` awaited when the client's session ends. Its exit stack is the only thing that tells."""
     stack = owner.exit_stack if MODERN else owner._exit_stack
@@ -226,11 +231,9 @@ def remember_capabilities(context: Context) -> None:
 
 
 def _params_of(context: Context) -> Json:
-    """The params of the client's request as it sent them; FastMCP parses them and keeps these to itself. Only 4.x has
-    them."""
+    """The params of the client's request as it sent them; FastMCP 4.x keeps them beside those that it parsed."""
     request = context.request_context
-    params = request._srctx.params if request is not None else None
-    return dict(params) if isinstance(params, Mapping) else {}
+    return dict(request._srctx.params or {}) if request is not None else {}
 
 
 def _meta_of(context: Context) -> Any:
@@ -303,8 +306,7 @@ async def ask_client(request: Any, method: str, params: Json | None) -> Json:
         MCPError: the client answered with an error or cannot be asked.
     """
     if MODERN:  # its own way to send checks the answer, which is for the backend to judge
-        answer: Json = await request.session._request_outbound.send_raw_request(method, params, None)
-        return answer
+        return dict(await request.session._request_outbound.send_raw_request(method, params, None))
     result = await request.session.send_request(
         RawRequest(method=method, params=params),
         RawResult,

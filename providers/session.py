@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from providers import lines
 from providers.caller import NOT_ASKED, CallClock, Front
+from providers.elicitations import COMPLETE, Elicitations
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
@@ -50,6 +51,7 @@ class BackendSession:
         self._is_ending = False
         self._clocks: set[CallClock] = set()
         self._abandoned: set[str] = set()
+        self._elicitations = Elicitations()
 
     def __repr__(self) -> str:
         return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._fronts)} calls>"
@@ -106,8 +108,10 @@ class BackendSession:
                 answer = await self._send(method, self._with_meta(params, token if front else None))
                 is_answered = True
                 return answer
-            except MCPError:
+            except MCPError as error:
                 is_answered = True
+                if front is not None:
+                    self._elicitations.failed(front, lines.error_data(error))
                 raise
             finally:
                 self._fronts.pop(token, None)
@@ -199,6 +203,8 @@ class BackendSession:
             front = self._caller()
             if front is not None:
                 await self._tell(front, front.tell(method, params))
+        elif method == COMPLETE:
+            await self._elicitations.completed(params, list(self._fronts.values()))
         elif method.endswith("/list_changed"):
             self._on_change(method)
 
@@ -262,6 +268,7 @@ class BackendSession:
         refusal = NOT_ASKED if front is None else front.refusal(method, params)
         if front is None or refusal is not None:
             return {"error": refusal}
+        self._elicitations.sent(front, params)
         with front.clock.resting():
             try:
                 return {"result": await front.ask(method, params)}

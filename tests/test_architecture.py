@@ -34,7 +34,7 @@ FLOORS = (
     ("providers.client", "providers.connection"),
     ("providers.parking", "providers.rounds"),
     ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
-    ("providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
+    ("providers.elicitations", "providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
     ("providers.endpoint",),
     ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
     ("providers.identity", "providers.direct", "providers.capabilities"),

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import anyio
 
 from tests.helpers.rpc import HANDSHAKE, NEWEST, Json, RawClient
 
@@ -42,6 +43,22 @@ class AskedClient(RawClient):
         self.asked += questions.values()
         state = {"requestState": result["requestState"]} if "requestState" in result else {}
         return state | {"inputResponses": {key: self.answers[each["method"]] for key, each in questions.items()}}
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """With the stream open on which the server sends what belongs to no request."""
+        headers = {**self._headers({}), "Accept": "text/event-stream"}
+        async with self._http.get(self._url, headers=headers) as response, anyio.create_task_group() as tasks:
+            assert response.status == 200
+
+            async def listen() -> None:
+                async for line in response.content:
+                    if line.startswith(b"data:") and line[5:].strip():
+                        await self._take(json.loads(line[5:]))
+
+            tasks.start_soon(listen)
+            yield
+            tasks.cancel_scope.cancel()
 
     async def _post(self, message: Json) -> list[Json]:
         messages = []

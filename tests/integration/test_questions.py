@@ -272,3 +272,29 @@ async def test_while_one_call_is_parked_another_may_ask() -> None:
         first = (await one.request("tools/call", params))["result"]
         assert "file:///two" in str(told(await two.finished("tools/call", params)))
         assert "file:///here" in str(told(await one.request("tools/call", params | one.retry(first))))
+
+
+# --------------------------------------------------------------------------------------- URLs, and when they are done
+
+COMPLETE: Json = {"method": "notifications/elicitation/complete", "params": {"elicitationId": "id-1"}}
+
+
+async def test_who_was_sent_a_url_hears_that_it_is_done_even_when_the_call_is_over() -> None:
+    other = {"method": "notifications/elicitation/complete", "params": {"elicitationId": "of nobody"}}
+    async with (
+        asking(version=HANDSHAKE, isolation="shared") as (gateway, one),
+        asked_client(gateway.url, version=HANDSHAKE) as two,
+        one.listening(),
+        two.listening(),
+    ):
+        await one.finished("tools/call", call(QUESTIONS["url"][0]))
+        await two.finished("tools/call", call(say=[COMPLETE, other]))
+        await eventually(lambda: bool(one.heard))
+        assert [{key: each[key] for key in ("method", "params")} for each in one.heard] == [COMPLETE]
+        assert two.heard == []
+
+
+async def test_it_comes_on_the_request_that_is_open_if_there_is_one() -> None:
+    async with asking(version=HANDSHAKE) as (_, one):
+        await one.finished("tools/call", call(QUESTIONS["url"][0], say=[COMPLETE]))
+        assert [each["params"] for each in one.heard] == [COMPLETE["params"]]
