@@ -115,7 +115,7 @@ class Front:
         Raises:
             MCPError: the client refused, or cannot be asked.
         """
-        return await lines.ask_client(self.request, method, params)
+        return await lines.ask_client(self.request, method, params or None)
 
 
 def refusal_for(capabilities: Capabilities, method: str, params: Json) -> Json | None:

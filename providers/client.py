@@ -39,12 +39,13 @@ _NO_HANDSHAKE = (-32022, -32601, -32602, -32600)
 class _Outbox:
     """What FastMCP's client writes, put on the wire in the writer's own task: back-pressure reaches the caller."""
 
-    def __init__(self, wire: Wire, capabilities: Capabilities) -> None:
-        self._wire, self._capabilities = wire, capabilities
+    def __init__(self, wire: Wire, session: BackendSession, capabilities: Capabilities) -> None:
+        self._wire, self._session, self._capabilities = wire, session, capabilities
 
     async def send(self, item: SessionMessage) -> None:
         message, headers = lines.from_session_message(item)
         _declare(message, self._capabilities)
+        self._session.sends(message)
         await self._wire.send(message, headers)
 
     async def aclose(self) -> None:
@@ -84,7 +85,8 @@ class _WireTransport(ClientTransport):
             self.wire, wire.identity = wire, self._identity
             self._session.connected(wire, tasks)
             tasks.start_soon(_close_with, wire, answers)
-            async with lines.ForwardingSession(read, _Outbox(wire, self._capabilities), **options) as session:
+            outbox = _Outbox(wire, self._session, self._capabilities)
+            async with lines.ForwardingSession(read, outbox, **options) as session:
                 yield session
             tasks.cancel_scope.cancel()
 

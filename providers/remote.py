@@ -20,7 +20,7 @@ from providers.errors import BackendError, BackendProtocolError, BackendUnavaila
 from providers.event_stream import EventStream
 from providers.http_wire import Call, HttpWire, background_tasks
 from providers.resource import McpServerResource
-from providers.wire import MAX_MESSAGE_BYTES, Deliver, Message, Wire
+from providers.wire import MAX_MESSAGE_BYTES, Deliver, Message, OfRequest, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class _StreamableHttpWire(HttpWire):
                 if "method" not in message:
                     await self._conclude(call, message)
                     return True
-                await self._hand_up(message)
+                await self._hand_up(OfRequest(message, call.id))
         return False
 
     async def _resume(self, call: Call, stream: EventStream) -> None:

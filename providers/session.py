@@ -24,13 +24,15 @@ from providers.errors import BackendError, BackendProtocolError, BackendTimeout,
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
 from providers.resource import McpServerResource, Timeouts
-from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, Wire
+from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, OfRequest, Wire
 
 logger = logging.getLogger(__name__)
 
 _MAX_QUESTIONS = 16
 """That a backend may have open at once."""
 _TELL_SECONDS = 5.0
+_CLEAR_UP_SECONDS = 5.0
+"""What a question waits at most until it is clear which of several calls has asked it."""
 
 
 class BackendSession:
@@ -52,6 +54,9 @@ class BackendSession:
         self._clocks: set[CallClock] = set()
         self._abandoned: set[str] = set()
         self._elicitations = Elicitations()
+        self._tokens: dict[int | str, int] = {}
+        self._unclear = self._given_up = 0
+        self._call_ended = anyio.Event()
 
     def __repr__(self) -> str:
         return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._fronts)} calls>"
@@ -114,11 +119,10 @@ class BackendSession:
                     self._elicitations.failed(front, lines.error_data(error))
                 raise
             finally:
-                self._fronts.pop(token, None)
                 self._clocks.discard(clock)
                 self._end_questions(front)
-                if front is not None and not is_answered:
-                    self._abandoned.add(front.caller.session)
+                if front is not None:
+                    self._end_call(token, front, is_answered=is_answered)
         if self._is_over:
             raise self._death(not_sent=False)
         raise BackendTimeout(
@@ -126,6 +130,21 @@ class BackendSession:
             f"no answer to '{method}' {clock.waited}. The request was cancelled. "
             "If it needs longer, raise timeouts.call or timeouts.call_max of this server.",
         )
+
+    def sends(self, message: Message) -> None:
+        """A message goes to the backend: what comes on the stream of its answer belongs to the same call."""
+        meta = (message.get("params") or {}).get("_meta") or {}
+        if "method" in message and "id" in message and meta.get("progressToken") in self._fronts:
+            self._tokens[message["id"]] = meta["progressToken"]
+
+    def _end_call(self, token: int, front: Front, *, is_answered: bool) -> None:
+        del self._fronts[token]
+        self._tokens = {request_id: each for request_id, each in self._tokens.items() if each != token}
+        if not is_answered:
+            self._abandoned.add(front.caller.session)
+            self._given_up += 1
+        self._call_ended.set()
+        self._call_ended = anyio.Event()
 
     def _with_meta(self, params: Json, token: int | None) -> Json:
         meta = dict(params.get("_meta") or {})
@@ -191,8 +210,9 @@ class BackendSession:
         method, params = str(message["method"]), message.get("params")
         if not isinstance(params, dict):
             params = {}
+        of_request = message.request_id if isinstance(message, OfRequest) else None
         if "id" in message:
-            await self._question(message["id"], method, params)
+            await self._question(message["id"], method, params, of_request)
         elif method == "notifications/cancelled":
             _, question = self._asked.pop(_hashable(params.get("requestId")), (None, None))
             if question is not None:
@@ -200,7 +220,7 @@ class BackendSession:
         elif method == "notifications/progress":
             await self._progress(params)
         elif method == "notifications/message":
-            front = self._caller()
+            front = self._caller(of_request)
             if front is not None:
                 await self._tell(front, front.tell(method, params))
         elif method == COMPLETE:
@@ -226,37 +246,64 @@ class BackendSession:
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError):
             logger.debug("server '%s': the client left before a notification reached it", self.server)
 
-    def _caller(self) -> Front | None:
-        """The front that an unaddressed message belongs to. All calls on a connection come from one client session;
-        where the client's era has no sessions they may come from several windows of one user, and then it is nobody's
-        unless there is just one; calls that wait for an answer do not count. If another session gave up a call here,
-        it may be about that call."""
-        fronts = [front for front in self._fronts.values() if not front.is_parked] or list(self._fronts.values())
+    def _caller(self, of_request: int | str | None = None) -> Front | None:
+        """The front that an unaddressed message belongs to: that of the request on whose stream it came, if it did.
+        Else: all calls on a connection come from one client session; where the client's era has no sessions they may
+        come from several windows of one user, and then it is nobody's unless there is just one; calls that wait for an
+        answer do not count. If another session gave up a call here, it may be about that call."""
+        if of_request is not None:
+            return self._fronts.get(self._tokens.get(of_request, 0))
+        fronts = self._running() or list(self._fronts.values())
         if not fronts or (len(fronts) > 1 and not fronts[-1].caller.has_session):
             return None
         return fronts[-1] if self._abandoned <= {fronts[-1].caller.session} else None
 
-    async def _question(self, request_id: Any, method: str, params: Json) -> None:
+    def _running(self) -> list[Front]:
+        return [front for front in self._fronts.values() if not front.is_parked]
+
+    async def _question(self, request_id: Any, method: str, params: Json, of_request: int | str | None) -> None:
         """Have a question answered in a task of its own. Who asks too much at once waits for the refusal: that is the
         back-pressure."""
         if len(self._asked) >= _MAX_QUESTIONS:
             with suppress(BackendError):
                 await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": NOT_ASKED}, self._era_headers())
             return
-        front, scope = self._caller(), anyio.CancelScope()
+        front, scope = self._caller(of_request), anyio.CancelScope()
         self._asked[_hashable(request_id)] = (front, scope)
-        self._tasks.start_soon(self._answer, request_id, method, params, front, scope)
+        may_clear_up = of_request is None and len(self._running()) > self._unclear + 1
+        self._tasks.start_soon(self._answer, request_id, method, params, front, scope, may_clear_up)
 
     async def _answer(
-        self, request_id: Any, method: str, params: Json, front: Front | None, scope: anyio.CancelScope
+        self,
+        request_id: Any,
+        method: str,
+        params: Json,
+        front: Front | None,
+        scope: anyio.CancelScope,
+        may_clear_up: bool,
     ) -> None:
         answer: Json = {"error": NOT_ASKED}
         with scope:
+            if front is None and may_clear_up:
+                front = await self._one_left()
+                self._asked[_hashable(request_id)] = (front, scope)
             answer = await self._ask(front, method, params)
         if self._asked.pop(_hashable(request_id), None) is None:
             return  # the backend took the question back
         with suppress(BackendError):
             await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
+
+    async def _one_left(self) -> Front | None:
+        """Who has asked, if several calls may have: the one that is left when the others were answered, for they do not
+        wait for anything. Nobody if that takes too long, or if one of them was given up, which may have asked it."""
+        given_up, self._unclear = self._given_up, self._unclear + 1
+        try:
+            with anyio.move_on_after(_CLEAR_UP_SECONDS):
+                while len(self._running()) > 1 and given_up == self._given_up:
+                    await self._call_ended.wait()
+        finally:
+            self._unclear -= 1
+        return self._caller() if given_up == self._given_up else None
 
     def _end_questions(self, front: Front | None) -> None:
         """A call is over: nobody is to answer for it any more."""

@@ -20,6 +20,16 @@ from providers.identity import Identity
 Message = dict[str, Any]
 """One JSON-RPC message, as `json.loads` gives it."""
 
+
+class OfRequest(Message):
+    """A message that came on the stream of the answer to one of our requests, as those do over Streamable HTTP that
+    belong to it."""
+
+    def __init__(self, message: Message, request_id: int | str) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
 Deliver = Callable[[Message], Awaitable[None]]
 """Takes one message from the backend, in order; it waits while the session above is busy: the back-pressure."""
 

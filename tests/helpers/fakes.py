@@ -28,7 +28,7 @@ from providers.identity import IDENTITY_META_KEY, Identity
 from providers.lines import MODERN
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource
-from providers.wire import Deliver, Message, Wire
+from providers.wire import Deliver, Message, OfRequest, Wire
 
 VERSION, MODERN_VERSION = "2025-11-25", "2026-07-28"
 DAY = 24 * 3600.0
@@ -194,12 +194,15 @@ class FakeWire(Wire):
     async def say(self, method: str, params: Json | None = None) -> None:
         await self.deliver({"jsonrpc": "2.0", "method": method} | ({} if params is None else {"params": params}))
 
-    async def ask(self, method: str, params: Json | None = None, request_id: Any = None) -> Message:
-        """Ask the gateway's client something and give the whole answer."""
+    async def ask(
+        self, method: str, params: Json | None = None, request_id: Any = None, *, of: Call | None = None
+    ) -> Message:
+        """Ask the gateway's client something and give the whole answer; `of` a call, on the stream of its answer."""
         self._next_question += 1
         request_id = request_id or f"q{self._next_question}"
         event, answers = self._answers[str(request_id)] = (anyio.Event(), [])
-        await self.deliver({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}})
+        question = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
+        await self.deliver(OfRequest(question, of.id) if of else question)
         await event.wait()
         return answers[0]
 
