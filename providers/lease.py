@@ -7,7 +7,7 @@ components of `backend` send through it. A lease that was given back is dead.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -139,7 +139,8 @@ async def lease(
 class Way(Protocol):
     """How a call reaches its backend: a lease, or what stands in for one where two eras meet."""
 
-    async def request(self, method: str, params: Json) -> Json: ...
+    @property
+    def request(self) -> Callable[..., Awaitable[Json]]: ...
 
 
 CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})

@@ -15,7 +15,7 @@ import logging
 import math
 import secrets
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -48,7 +48,8 @@ class HeldLease(Protocol):
 
     front: Front | None
 
-    async def request(self, method: str, params: Json) -> Json: ...
+    @property
+    def request(self) -> Callable[..., Awaitable[Json]]: ...
     def close(self) -> None: ...
 
 
@@ -137,6 +138,7 @@ class ParkableCall:
         self._lot, self._held, self.asked, self._patience = lot, held, asked, patience
         self.front = held.front = PatientFront(front.request, front.caller, front.progress_token)
         self.state = CallState.NEW
+        self._sends: tuple[str, Json, Json]
         self._next_front: Front | None = None
         self._outcome: Json | Exception | None = None
         self._told = anyio.Event()
@@ -149,9 +151,12 @@ class ParkableCall:
     def caller(self) -> Caller:
         return self.front.caller
 
-    async def request(self, method: str, params: Json) -> Json:
+    async def request(self, method: str, params: Json, **options: Any) -> Json:
         """Send the request, or take the client's answers to the call that runs already: in either case, what the
         client's request is to be answered with.
+
+        Args:
+            options: as the lease takes them.
 
         Raises:
             MCPError, GatewayError: as the lease's `request`.
@@ -159,7 +164,8 @@ class ParkableCall:
         """
         if self.state is CallState.NEW:
             self.state = CallState.RUNNING
-            self._lot.start(self, method, {key: params[key] for key in params if key not in _CONTINUATION})
+            self._sends = (method, {key: params[key] for key in params if key not in _CONTINUATION}, options)
+            self._lot.start(self)
         elif self._next_front is not None:
             await self.front.take_over(self._next_front)
             self.front.answer(params.get("inputResponses"))
@@ -203,10 +209,10 @@ class ParkableCall:
         """Give the call up: the backend hears of it, the lease is given back."""
         self._scope.cancel()
 
-    async def run(self, method: str, params: Json) -> None:
+    async def run(self) -> None:
         """The life of the call, in a task of its own. What came out of it is kept until the client has it."""
         with self._scope:
-            await self._find_out(method, params)
+            await self._find_out()
             self.front.tell_news()
             await self._told.wait()
         if self._outcome is None:
@@ -215,9 +221,10 @@ class ParkableCall:
         self._lot.forget(self)
         self.front.tell_news()
 
-    async def _find_out(self, method: str, params: Json) -> None:
+    async def _find_out(self) -> None:
+        method, params, options = self._sends
         try:
-            self._outcome = await self._held.request(method, params)
+            self._outcome = await self._held.request(method, params, **options)
         except (GatewayError, MCPError) as error:
             self._outcome = error
         except Exception as fault:  # a task ends here: one call's fault must not end the others
@@ -290,12 +297,12 @@ class ParkingLot:
         call.resume(front)
         return call
 
-    def start(self, call: ParkableCall, method: str, params: Json) -> None:
+    def start(self, call: ParkableCall) -> None:
         """Run a call."""
         assert self._tasks is not None, "calls are taken while the lot is open"
         self._calls.add(call)
         # In a context of its own: it outlives the request that began it, and is to know nothing of it.
-        Context().run(self._tasks.start_soon, call.run, method, params)
+        Context().run(self._tasks.start_soon, call.run)
 
     def park(self, call: ParkableCall) -> str:
         """A new state for a call that waits for its client from now on.
@@ -345,7 +352,7 @@ class PassedOn:
     def __init__(self, held: HeldLease) -> None:
         self._held = held
 
-    async def request(self, method: str, params: Json) -> Json:
+    async def request(self, method: str, params: Json, **options: Any) -> Json:
         """As the lease's.
 
         Raises:
@@ -356,7 +363,7 @@ class PassedOn:
             raise unknown_state()
         if state is not None:
             params = params | {"requestState": str(state).removeprefix(_THEIRS)}
-        result = await self._held.request(method, params)
+        result = await self._held.request(method, params, **options)
         if result.get("resultType") == "input_required" and isinstance(result.get("requestState"), str):
             return result | {"requestState": _THEIRS + result["requestState"]}
         return result

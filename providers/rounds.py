@@ -7,7 +7,8 @@ answers and the backend's own state, until it is finished.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 from uuid import uuid4
 
 import anyio
@@ -24,7 +25,8 @@ _PAUSE, _MAX_PAUSE = 0.05, 1.0
 class HeldLease(Protocol):
     """A lease; see `lease`."""
 
-    async def request(self, method: str, params: Json) -> Json: ...
+    @property
+    def request(self) -> Callable[..., Awaitable[Json]]: ...
 
 
 class Rounds:
@@ -37,8 +39,11 @@ class Rounds:
     def __init__(self, held: HeldLease, server: str, front: Front | None, longest: float) -> None:
         self._held, self._server, self._front, self._longest = held, server, front, longest
 
-    async def request(self, method: str, params: Json) -> Json:
+    async def request(self, method: str, params: Json, **options: Any) -> Json:
         """As the lease's, but finished.
+
+        Args:
+            options: as the lease takes them.
 
         Raises:
             MCPError: the client answered a question with an error, or the backend the call.
@@ -47,12 +52,12 @@ class Rounds:
             BackendTimeout: all of it took too long.
         """
         with anyio.move_on_after(self._longest):
-            return await self._until_finished(method, params)
+            return await self._until_finished(method, params, options)
         problem = f"'{method}' was not finished within {self._longest:g} s, questions included (timeouts.call_max)."
         raise BackendTimeout(self._server, problem)
 
-    async def _until_finished(self, method: str, params: Json) -> Json:
-        result, pause = await self._held.request(method, params), _PAUSE
+    async def _until_finished(self, method: str, params: Json, options: Json) -> Json:
+        result, pause = await self._held.request(method, params, **options), _PAUSE
         for _ in range(MAX_ROUNDS):
             if result.get("resultType") != "input_required":
                 return result
@@ -64,7 +69,7 @@ class Rounds:
                 pause = min(pause * 2, _MAX_PAUSE)
             if result.get("requestState") is not None:
                 more["requestState"] = result["requestState"]
-            result = await self._held.request(method, params | more)
+            result = await self._held.request(method, params | more, **options)
         raise BackendProtocolError(self._server, f"asked for input {MAX_ROUNDS} times in one call; it was given up.")
 
     async def _answers(self, questions: Json) -> Json:

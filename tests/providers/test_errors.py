@@ -21,6 +21,7 @@ from providers.errors import (
     LeaseReleased,
     NotAuthenticated,
     PoolExhausted,
+    ProtocolError,
     VersionConflict,
 )
 
@@ -30,14 +31,14 @@ OURS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.
 
 
 def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
-    assert len(OURS) == 12
+    assert len(OURS) == 13
     assert all(issubclass(kind, GatewayError) and issubclass(kind, FastMCPError) for kind in OURS)
 
 
 @pytest.mark.parametrize(
     ("fault", "kinds"),
     [
-        (CallerError, {NotAuthenticated, VersionConflict}),
+        (CallerError, {NotAuthenticated, VersionConflict, ProtocolError}),
         (BackendError, {BackendUnavailable, BackendTimeout, BackendProtocolError, PoolExhausted}),
         (InternalError, {LeaseReleased}),
         (ConfigurationError, set()),
