@@ -298,3 +298,14 @@ async def test_it_comes_on_the_request_that_is_open_if_there_is_one() -> None:
     async with asking(version=HANDSHAKE) as (_, one):
         await one.finished("tools/call", call(QUESTIONS["url"][0], say=[COMPLETE]))
         assert [each["params"] for each in one.heard] == [COMPLETE["params"]]
+
+
+# ------------------------------------------------------------------------------------------------------------- pings
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_backends_ping_is_answered_by_the_gateway(version: str) -> None:
+    async with asking(version=version, client={}) as (_, one):
+        assert told(await one.finished("tools/call", call({"method": "ping"})))["answers"] == [{}]
+        assert one.asked == []

@@ -6,7 +6,7 @@ The clients are of the handshake era, where a server may ask its client while a 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -15,8 +15,10 @@ from aiohttp import web
 from fastmcp.client.elicitation import ElicitResult
 from fastmcp.exceptions import ToolError
 
+from providers.lines import MODERN
 from tests.helpers.gateway import (
     LATEST,
+    LEGACY,
     ServedGateway,
     gateway_over_http,
     gateway_over_stdio,
@@ -26,7 +28,7 @@ from tests.helpers.gateway import (
     remote,
 )
 from tests.helpers.http_backend import Answerer, HttpBackend, always, answer, http_backend
-from tests.helpers.people import window
+from tests.helpers.people import Meeting, Window, tokens, window
 from tests.helpers.processes import http_server
 from tests.helpers.rpc import Json, RawClient, raw_client
 
@@ -134,6 +136,50 @@ async def test_a_client_that_declares_nothing_is_asked_nothing_and_the_backend_h
             with pytest.raises(ToolError, match="The client that made this call cannot be asked this"):
                 await one.call(f"b_{tool}", **arguments)
         assert one.heard == []
+
+
+@pytest.mark.skipif(not MODERN, reason="FastMCP 3.4 speaks the handshake era alone")
+@pytest.mark.parametrize("era", [LATEST, "auto"])
+@pytest.mark.parametrize("transport", ["sse", "python"])  # which are always spoken to with a handshake
+async def test_a_client_of_the_newest_era_is_asked_by_a_server_of_the_handshake_era(transport: str, era: str) -> None:
+    async with (
+        everything(transport) as table,
+        gateway_over_http(patient_toml({"b": table})) as gateway,
+        window(gateway.url, tag="me", era=era) as one,
+    ):
+        answers = await one.call("b_confer", tag="me", steps=2)
+        assert answers == {"ask": "me", "think": "me", "roots": ["file:///me"]}
+        assert gateway.gateway.parking.parked == 0
+    progress = [("progress", f"step {n} of 2") for n in (1, 2)]
+    assert {("question", "me?"), ("prompt", "me!"), *progress} <= set(one.heard)
+
+
+@pytest.mark.skipif(not MODERN, reason="FastMCP 3.4 speaks the handshake era alone")
+async def test_windows_of_users_at_the_same_time_are_each_asked_their_own() -> None:
+    users = ("ada", "bob", "eve")
+    async with (
+        everything("sse") as table,
+        gateway_over_http(patient_toml({"b": {**table, "required_roles": ["*"]}}), auth=tokens("eve")) as gateway,
+        AsyncExitStack() as stack,
+    ):
+        windows = [
+            await stack.enter_async_context(window(gateway.url, user, f"{user}-{era}", era=era))
+            for user in users
+            for era in (LATEST, LEGACY)
+        ]
+        meeting = Meeting(len(windows))
+        for one in windows:
+            one.when_asked = meeting
+        answers: dict[str, Any] = {}
+
+        async def ask(one: Window) -> None:
+            answers[one.tag] = await one.call("b_ask", question=f"{one.tag}?")
+
+        async with anyio.create_task_group() as tasks:
+            for one in windows:
+                tasks.start_soon(ask, one)
+        assert answers == {one.tag: one.tag for one in windows}
+        assert all(one.heard == [("question", f"{one.tag}?")] for one in windows)
 
 
 # ----------------------------------------------------------------------------------------------------------- results
