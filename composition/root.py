@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from composition.mount import Mount
 from composition.registry import Registry
-from providers import lines
+from providers import lines, verbatim
 from providers.errors import GatewayError
 from providers.identity import Identity
 from providers.lease import CALLS
@@ -68,6 +69,10 @@ class RootMiddleware(Middleware):
             self._calls.add(call)
             try:
                 return await call_next(context)
+            except NotFoundError:
+                if context.method == "tools/call":  # which FastMCP makes a tool's text of, unlike those of the others
+                    verbatim.refuse(lines.mcp_error(verbatim.INVALID_PARAMS, f"Unknown tool: {context.message.name}"))
+                raise
             finally:
                 self._calls.discard(call)
                 if not self._calls:

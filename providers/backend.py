@@ -19,7 +19,7 @@ from fastmcp.server.dependencies import get_context
 from fastmcp.server.providers import Provider
 from fastmcp.tools.base import Tool, ToolResult
 
-from providers import lines
+from providers import lines, verbatim
 from providers.caller import Caller
 from providers.catalogue import Catalogue, Listing
 from providers.components import (
@@ -39,9 +39,6 @@ from providers.lines import Json, MCPError
 from providers.resource import McpServerResource
 
 logger = logging.getLogger(__name__)
-
-SERVER_META_KEY = "dev.apollos/server"
-"""In a component's `_meta`: the `name` of the server that it came from, and its `kind`."""
 
 
 class BackendProvider(Provider):
@@ -105,7 +102,6 @@ class BackendProvider(Provider):
 def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
     """The components of a listing under a resource's rules."""
     offer, rules = Offer(), resource.tools
-    tag = {SERVER_META_KEY: {"name": resource.name, "kind": str(resource.kind)}}
     for form in listing.tools:
         name = str(form.get("name"))
         if not rules.offers(name):
@@ -120,7 +116,7 @@ def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
                 public,
             )
             continue
-        shown = form | {"name": public, "_meta": (form.get("_meta") or {}) | tag}
+        shown = form | {"name": public}
         if name in rules.description:
             shown["description"] = rules.description[name]
         offer.tools[public] = OfferedTool.of(shown, _tool_caller(name))
@@ -161,6 +157,7 @@ async def _call_tool(name: str, arguments: Json) -> ToolResult:
     try:
         raw = await current_lease().request("tools/call", _with_context({"name": name, "arguments": arguments}))
     except MCPError as error:
+        verbatim.refuse(error)
         raise ToolError(lines.error_data(error)["message"]) from None
     question: ToolResult | None = input_required("tool", raw)
     return question if question is not None else RawToolResult.of(own_part(raw))

@@ -20,6 +20,8 @@ from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import BaseModel, RootModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from providers.shapes import SHAPES
+
 MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
 """True on FastMCP 4.x, which speaks both protocol eras; 3.4 speaks the handshake era alone."""
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING or MODERN:
     from mcp_types.jsonrpc import jsonrpc_message_adapter
     from mcp_types.version import MODERN_PROTOCOL_VERSIONS as MODERN_PROTOCOL_VERSIONS
 else:
-    from mcp import McpError as MCPError  # noqa: F401 - for whoever imports it from here
+    from mcp import McpError as MCPError
     from mcp import types as mcp_types
 
     jsonrpc_message_adapter = TypeAdapter(mcp_types.JSONRPCMessage)
@@ -115,10 +117,24 @@ async def send_raw(session: ClientSession, method: str, params: Json | None) -> 
         MCPError: the peer answered with an error, or the connection ended.
         pydantic.ValidationError: the answer is not what MCP prescribes.
     """
+    if MODERN and (shape := SHAPES.get(method)):  # the session of 4.x would refuse what is newer than itself
+        raw = await _send_unchecked(session, method, params)
+        if raw.get("resultType") != "input_required":
+            shape.model_validate(raw)
+        return raw
     result = await session.send_request(RawRequest(method=method, params=params), RawResult)  # type: ignore[arg-type]
-    if shape := _UNCHECKED_RESULTS.get(method):
-        shape.model_validate(result.root)
+    if model := _UNCHECKED_RESULTS.get(method):
+        model.model_validate(result.root)
     return result.root
+
+
+async def _send_unchecked(session: ClientSession, method: str, params: Json | None) -> Json:
+    """What `send_request` does before it looks at the answer: the stamp is the era's own `_meta` and headers."""
+    data: Json = {"method": method} | ({"params": dict(params)} if params is not None else {})
+    options: Any = {}
+    session._stamp(data, options)
+    raw = await session._dispatcher.send_raw_request(method, data.get("params"), options)
+    return dict(raw)
 
 
 def era_options(memory: str | None, *, prefers_modern: bool) -> Json:
@@ -321,6 +337,12 @@ def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mappin
         server._mcp_server._get_cached_tool_definition = _no_definition  # type: ignore[attr-defined]
 
 
+def wrap_requests(server: FastMCP[Any], wrap: Any) -> None:
+    """Have every request go through `wrap(context, call_next)` of the SDK, outermost; 3.4 has no such place."""
+    if MODERN:
+        server._mcp_server.middleware.insert(0, wrap)
+
+
 async def _no_definition(name: str) -> None:
     """What mcp 1 would check results by; ours are the backend's own, and checked by the client at the end."""
 
@@ -328,6 +350,13 @@ async def _no_definition(name: str) -> None:
 def passed_on(error: Exception, kind: type[Exception]) -> Exception:
     """A backend's error as FastMCP lets it through: with its code on 4.x, as `kind` with its text on 3.4."""
     return error if MODERN else kind(error_data(error)["message"])
+
+
+def mcp_error(code: int, message: str, data: Any = None) -> MCPError:
+    """An error as the SDK raises it."""
+    if MODERN:
+        return MCPError(code=code, message=message, data=data)
+    return MCPError(mcp_types.ErrorData(code=code, message=message, data=data))  # type: ignore[call-arg,arg-type]
 
 
 def error_data(error: Exception) -> Json:

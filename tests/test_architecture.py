@@ -36,8 +36,9 @@ FLOORS = (
     ("providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
     ("providers.endpoint",),
     ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
-    ("providers.identity", "providers.direct"),
+    ("providers.identity", "providers.direct", "providers.verbatim"),
     ("providers.errors", "providers.lines"),
+    ("providers.shapes",),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 
