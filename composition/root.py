@@ -56,11 +56,8 @@ class RootMiddleware(Middleware):
         self._is_draining = False
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if context.method == "logging/setLevel" and context.fastmcp_context is not None:
-            message = context.message
-            level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
-            if isinstance(level, str):
-                lines.remember_log_level(context.fastmcp_context, level)
+        if context.method == "logging/setLevel":
+            return await self._set_log_level(context, call_next)
         if context.method not in CALLS:
             return await super().__call__(context, call_next)
         if self._is_draining:
@@ -78,6 +75,15 @@ class RootMiddleware(Middleware):
                 if not self._calls:
                     self._idle.set()
         raise GatewayError(f"the call was ended: {_SHUTTING_DOWN}")
+
+    async def _set_log_level(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        result = await call_next(context)  # first: FastMCP refuses a level that there is none of
+        message, request = context.message, context.fastmcp_context
+        level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
+        if isinstance(level, str) and request is not None:
+            lines.remember_log_level(request, level)
+            await self._registry.want_log_level(level)
+        return result
 
     async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         return await self._with_instructions(await call_next(context))

@@ -22,6 +22,7 @@ from fastmcp.server.context import Context
 from providers import lines
 from providers.identity import Identity
 from providers.lines import Json
+from providers.log_levels import LEVELS
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +85,21 @@ class Front:
     clock: CallClock = field(init=False)
     """Of the request to the backend that runs now; set by the session that sends it."""
 
+    @property
+    def log_level(self) -> str | None:
+        """The level that its client asked for."""
+        return lines.log_level(self.request)
+
+    def _wants_log(self, level: object) -> bool:
+        """Who never asked wants all of it in the handshake era, and nothing in that of 2026-07-28."""
+        wanted = self.log_level
+        if level not in LEVELS or (wanted is None and self.caller.is_modern):
+            return False
+        return wanted is None or LEVELS.index(str(level)) >= LEVELS.index(wanted)
+
     async def tell(self, method: str, params: Json) -> None:
         """Pass a notification on, if this client wants it; a client that is gone is no error."""
-        if method == "notifications/message" and not lines.wants_log(self.request, str(params.get("level"))):
+        if method == "notifications/message" and not self._wants_log(params.get("level")):
             return
         await lines.tell_client(self.request, method, params)
 

@@ -20,6 +20,7 @@ from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import BaseModel, RootModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from providers.log_levels import LEVELS
 from providers.shapes import SHAPES
 
 MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
@@ -264,27 +265,25 @@ def continuation(context: Context) -> Json:
     }
 
 
-_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-
-
 def live_request(context: Context) -> Any:
     """The client's request that this context stands for, or None. A context looks it up each time, in a variable of
     the running task: whoever passes messages on from another task must hold the request itself."""
     return context.request_context
 
 
-def wants_log(request: Any, level: str) -> bool:
-    """Whether the client asked for log messages of this level: by `logging/setLevel`, or per request in 2026-07-28."""
-    if level not in _LEVELS:
-        return False
-    session = request.session
+LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
+
+
+def log_level(request: Any) -> str | None:
+    """The level that the client asked for: by `logging/setLevel`, or with this request in 2026-07-28."""
+    session, level = request.session, None
     if not MODERN:
-        wanted = getattr(session, "_minimum_logging_level", None)
+        level = getattr(session, "_minimum_logging_level", None)
     elif request.protocol_version in MODERN_PROTOCOL_VERSIONS:
-        return level in session._allowed_log_levels
+        level = (request.meta or {}).get(LOG_LEVEL_KEY)
     else:  # FastMCP keeps the level on the server that got the request, which is the root; ours is a sub-server
-        wanted = session._connection.state.get("apollos_log_level")
-    return wanted is None or _LEVELS.index(level) >= _LEVELS.index(wanted)
+        level = session._connection.state.get("apollos_log_level")
+    return level if level in LEVELS else None
 
 
 def remember_log_level(context: Context, level: str) -> None:

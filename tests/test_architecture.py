@@ -38,7 +38,7 @@ FLOORS = (
     ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
     ("providers.identity", "providers.direct", "providers.verbatim"),
     ("providers.errors", "providers.lines"),
-    ("providers.shapes",),
+    ("providers.shapes", "providers.log_levels"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 

@@ -43,13 +43,18 @@ class RawClient:
 
     async def request(self, method: str, params: Json) -> Json:
         """The one answer to a request; that there is just one, and that it has the request's id, is made sure of."""
+        return (await self.messages(method, params))[-1]
+
+    async def messages(self, method: str, params: Json) -> list[Json]:
+        """All that comes with the answer to a request, which is the last; see `request`."""
         number, self._next = self._next, self._next + 1
         if self._version == NEWEST:
             params = params | {"_meta": (params.get("_meta") or {}) | self._envelope()}
         messages = await self._post({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
         answers = [message for message in messages if "method" not in message]
         assert [answer["id"] for answer in answers] == [number], f"asked with id {number}, heard {answers}"
-        return answers[0]
+        assert messages[-1] is answers[0], "nothing comes after the answer"
+        return messages
 
     def _envelope(self) -> Json:
         return {
