@@ -119,7 +119,7 @@ def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
         shown = form | {"name": public}
         if name in rules.description:
             shown["description"] = rules.description[name]
-        offer.tools[public] = OfferedTool.of(shown, _tool_caller(name))
+        offer.tools[public] = OfferedTool.of(shown, _tool_caller(name, is_repeatable(form)))
     for form in listing.resources:
         uri = str(form.get("uri"))
         offer.resources.setdefault(uri, OfferedResource.of(form | {"uri": uri}, _resource_reader(uri)))
@@ -132,9 +132,17 @@ def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
     return offer
 
 
-def _tool_caller(name: str) -> Callable[[Json], Any]:
+def is_repeatable(form: Json) -> bool:
+    """Whether a tool says of itself that calling it twice is like calling it once."""
+    hints = form.get("annotations")
+    if not isinstance(hints, dict) or hints.get("destructiveHint") is True:
+        return False
+    return hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True
+
+
+def _tool_caller(name: str, is_repeatable: bool) -> Callable[[Json], Any]:
     async def call(arguments: Json) -> ToolResult:
-        return await _call_tool(name, arguments)
+        return await _call_tool(name, arguments, is_repeatable)
 
     return call
 
@@ -153,9 +161,10 @@ def _prompt_getter(name: str) -> Callable[[Json | None], Any]:
     return get
 
 
-async def _call_tool(name: str, arguments: Json) -> ToolResult:
+async def _call_tool(name: str, arguments: Json, is_repeatable: bool) -> ToolResult:
+    params = _with_context({"name": name, "arguments": arguments})
     try:
-        raw = await current_lease().request("tools/call", _with_context({"name": name, "arguments": arguments}))
+        raw = await current_lease().request("tools/call", params, is_repeatable=is_repeatable)
     except MCPError as error:
         verbatim.refuse(error)
         raise ToolError(lines.error_data(error)["message"]) from None

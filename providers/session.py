@@ -19,12 +19,12 @@ from pydantic import ValidationError
 
 from providers import lines
 from providers.caller import CallClock, Caller, Front
-from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
+from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
 from providers.log_levels import UNASKED, LogLevels
 from providers.resource import McpServerResource, Timeouts
-from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, Wire
+from providers.wire import LOST, NOT_SENT, WIRE_ERROR_CODE, Message, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -178,10 +178,10 @@ class BackendSession:
         data = lines.error_data(error)
         if data["code"] == WIRE_ERROR_CODE:
             detail = data.get("data")
+            told = {key for key in (NOT_SENT, LOST) if isinstance(detail, dict) and detail.get(key)}
             problem = str(data["message"]).removeprefix(f"server '{self.server}': ")
-            return BackendUnavailable(
-                self.server, problem, not_sent=isinstance(detail, dict) and bool(detail.get(NOT_SENT))
-            )
+            kind = BackendLost if LOST in told else BackendUnavailable
+            return kind(self.server, problem, not_sent=NOT_SENT in told)
         return self._death(not_sent=False) if self._is_over else None
 
     @property
@@ -192,6 +192,8 @@ class BackendSession:
         failure = self.wire.failure
         problem = failure.problem if failure else "the connection was closed before the answer came. Try again."
         kind = type(failure) if failure else BackendUnavailable
+        if kind is BackendUnavailable and not self._is_ending:
+            kind = BackendLost
         return kind(self.server, problem, not_sent=not_sent)
 
     async def ping(self, deadline: float) -> bool:

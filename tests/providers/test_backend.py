@@ -9,7 +9,7 @@ import pytest
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from providers.backend import make_offer
+from providers.backend import is_repeatable, make_offer
 from providers.catalogue import Listing, make_listing
 from providers.components import Offer
 from providers.lines import MCPError
@@ -86,6 +86,25 @@ def test_a_tool_that_the_backend_lists_twice_is_offered_once() -> None:
     offer = make_offer(listing_of(tool("a"), tool("a"), **twice), resource)
     assert [len(part) for part in (offer.tools, offer.resources, offer.templates, offer.prompts)] == [1, 1, 1, 1]
     assert offer.resources["a://b"].form["name"] == "x" and offer.prompts["p"].form["description"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("hints", "expected"),
+    [
+        (None, False),
+        ({}, False),
+        ("readOnlyHint", False),
+        ({"readOnlyHint": True}, True),
+        ({"readOnlyHint": "yes"}, False),
+        ({"idempotentHint": True}, True),
+        ({"idempotentHint": True, "readOnlyHint": False, "destructiveHint": False}, True),
+        ({"idempotentHint": True, "destructiveHint": True}, False),
+        ({"readOnlyHint": True, "destructiveHint": True}, False),
+        ({"openWorldHint": True}, False),
+    ],
+)
+def test_only_a_tool_that_says_so_may_be_called_twice(hints: Any, expected: bool) -> None:
+    assert is_repeatable(tool("a", annotations=hints)) is expected
 
 
 @pytest.mark.parametrize("meta", [{}, {"_meta": {"mine": 1, "dev.apollos/server": "forged"}}])
