@@ -171,11 +171,19 @@ class Registry(Provider):
 
     # --- requests
 
+    def identity(self) -> Identity:
+        """As whom the current request is made.
+
+        Raises:
+            NotAuthenticated: it has no verified principal.
+        """
+        return resolve_identity(self._local)
+
     async def caller(self) -> Caller | None:
         """Who makes the current request; None for one without a verified principal, who sees nothing."""
         await self._when_used()
         try:
-            identity = resolve_identity(self._local)
+            identity = self.identity()
         except NotAuthenticated:
             return None
         try:

@@ -155,6 +155,10 @@ class ClientSessions:
         self._identities[key] = identity
         return Caller(identity, key, lines.declared_capabilities(context))
 
+    def count(self, identity: Identity) -> int:
+        """How many sessions of a user are alive."""
+        return sum(known.key == identity.key for known in self._identities.values())
+
     def is_alive(self, caller: Caller) -> bool:
         """Whether the caller's session still lasts; who has none is always there."""
         return not caller.has_session or caller.session in self._identities
