@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 
 from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
 from composition.http import address_of, bind, serve, settle_memory
+from composition.logs import log_to_stderr
 from composition.report import Report, Table, connect_all
 from composition.servers_file import load_configuration
 from providers.errors import ConfigurationError
@@ -59,7 +59,7 @@ def _port(text: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
     options = build_parser().parse_args(arguments)
-    _log_to_stderr("info" if options.command == "serve" and options.log_level == "warning" else options.log_level)
+    log_to_stderr("info" if options.command == "serve" and options.log_level == "warning" else options.log_level)
     try:
         match options.command:
             case "serve":
@@ -90,31 +90,6 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS) -> Ga
         ConfigurationError: with everything that is wrong.
     """
     return Gateway(load_configuration(servers_path()), max_connections=max_connections)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        force=True,
-    )
-    is_debug = level == "debug"
-    for name in ("mcp", "fastmcp", "uvicorn", "watchfiles", "client"):
-        library = logging.getLogger(name)
-        library.handlers.clear()  # FastMCP brings its own, which shows the arguments of calls in its tracebacks
-        library.propagate = True
-        library.setLevel(logging.DEBUG if is_debug else logging.WARNING)
-    if not is_debug:
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_without_library_tracebacks)
-
-
-def _without_library_tracebacks(record: logging.LogRecord) -> bool:
-    """A library's traceback may hold what a user sent; one line says that it happened."""
-    if record.name.partition(".")[0] in ("mcp", "fastmcp", "uvicorn", "client"):
-        record.exc_info, record.exc_text = None, None
-    return True
 
 
 def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:

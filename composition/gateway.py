@@ -25,7 +25,7 @@ from fastmcp.server.auth import AuthProvider
 from composition.registry import Registry
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
-from providers import lines
+from providers import lines, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
 from providers.direct import DirectServer
@@ -110,6 +110,7 @@ class Gateway:
             mask_error_details=True,
         )
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
+        verbatim.install(self.mcp)
         self._http: HttpClient | None = None
         self._tasks: TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None

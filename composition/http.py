@@ -16,10 +16,15 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.middleware import Middleware as StarletteMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from composition.gateway import Gateway, GatewayState
+from composition.guard import MAX_HEADER_BYTES, Guard
+from composition.replay import RETRY_MILLISECONDS, ReplayStore
+from providers import lines
 from providers.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -28,11 +33,22 @@ PATH = "/mcp"
 _CLOSE_SECONDS = 1
 """What streams that are open for their own sake get once all calls have ended."""
 _GC_THRESHOLD = 5_000
+_HEAD_SECONDS = 30.0
+"""That a client may take for the headers of a request, or to begin its first one."""
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """The ASGI application: probes, and MCP behind the Host and Origin guard."""
-    mcp_app = gateway.mcp.http_app(path=PATH, host_origin_protection=True)
+    guard = StarletteMiddleware(
+        Guard,
+        user=gateway.registry.identity,
+        open_sessions=gateway.sessions.count,
+        max_sessions=gateway.settings.max_sessions_per_user,
+    )
+    mcp_app = gateway.mcp.http_app(
+        path=PATH, host_origin_protection=True, middleware=[guard], **_session_options(gateway)
+    )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:
@@ -41,6 +57,17 @@ def build_app(gateway: Gateway) -> ASGIApp:
             await mcp_app(scope, receive, send)
 
     return app
+
+
+def _session_options(gateway: Gateway) -> dict[str, Any]:
+    """How sessions last and are taken up; FastMCP 3.4 knows neither of a session nor whose its events are."""
+    if not lines.MODERN:
+        return {}
+    return {
+        "session_idle_timeout": gateway.settings.session_timeout,
+        "event_store": ReplayStore(),
+        "retry_interval": RETRY_MILLISECONDS,
+    }
 
 
 def _livez(gateway: Gateway) -> JSONResponse:
@@ -90,6 +117,55 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}"
 
 
+class _Connection(HttpToolsProtocol):
+    """A client's connection, on which a request's headers have an end: in bytes and in time. uvicorn knows of neither,
+    so that a few clients that never come to the end could hold its memory and its sockets."""
+
+    _head_bytes = 0
+    _is_in_head = True
+    _head_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def _await_head(self) -> None:
+        self._is_in_head, self._head_bytes = True, 0
+        self._forget_deadline()
+        self._head_deadline = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _forget_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._is_in_head:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._forget_deadline()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+
 class _Server(uvicorn.Server):
     """uvicorn, but the first signal drains and the second ends at once."""
 
@@ -126,6 +202,7 @@ async def serve(gateway: Gateway, listener: socket.socket, on_start: Callable[[]
     """
     config = uvicorn.Config(
         build_app(gateway),
+        http=_Connection,
         access_log=False,
         log_config=None,
         lifespan="on",

@@ -35,6 +35,9 @@ from providers.wire import OpenWire
 
 logger = logging.getLogger(__name__)
 
+_TELL_SECONDS = 1.0
+"""How long a client waits until the servers that it uses have been told of its log level."""
+
 Component = TypeVar("Component")
 
 _ANNOUNCE_PAUSE = 0.05
@@ -174,11 +177,19 @@ class Registry(Provider):
 
     # --- requests
 
+    def identity(self) -> Identity:
+        """As whom the current request is made.
+
+        Raises:
+            NotAuthenticated: it has no verified principal.
+        """
+        return resolve_identity(self._local)
+
     async def caller(self) -> Caller | None:
         """Who makes the current request; None for one without a verified principal, who sees nothing."""
         await self._when_used()
         try:
-            identity = resolve_identity(self._local)
+            identity = self.identity()
         except NotAuthenticated:
             return None
         try:
@@ -198,6 +209,18 @@ class Registry(Provider):
         if mount is None or caller is None or not _may_read(mount.resource, caller.identity):
             return None
         return mount
+
+    async def want_log_level(self, level: str) -> None:
+        """The current caller asked for log messages of this level and above. Its open connections are told at once,
+        those that open later, or that were not told in time, before their next call."""
+        caller = await self.caller()
+        if caller is None:
+            return
+        with anyio.move_on_after(_TELL_SECONDS):
+            async with anyio.create_task_group() as telling:
+                for connection in self._pool.connections():
+                    if connection.session is not None and connection.serves_session(caller.session):
+                        telling.start_soon(connection.session.want_log_level, caller, level)
 
     async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
         caller = await self.caller()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from composition.mount import Mount
 from composition.registry import Registry
-from providers import lines
+from providers import lines, verbatim
 from providers.errors import GatewayError, ProtocolError
 from providers.identity import Identity
 from providers.lease import CALLS
@@ -55,11 +56,8 @@ class RootMiddleware(Middleware):
         self._is_draining = False
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if context.method == "logging/setLevel" and context.fastmcp_context is not None:
-            message = context.message
-            level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
-            if isinstance(level, str):
-                lines.remember_log_level(context.fastmcp_context, level)
+        if context.method == "logging/setLevel":
+            return await self._set_log_level(context, call_next)
         if context.method not in CALLS:
             return await super().__call__(context, call_next)
         if self._is_draining:
@@ -69,12 +67,25 @@ class RootMiddleware(Middleware):
             try:
                 return await call_next(context)
             except ProtocolError as error:
-                raise lines.protocol_error(error.code, str(error), error.data) from None
+                raise lines.mcp_error(error.code, str(error), error.data) from None
+            except NotFoundError:
+                if context.method == "tools/call":  # which FastMCP makes a tool's text of, unlike those of the others
+                    verbatim.refuse(lines.mcp_error(verbatim.INVALID_PARAMS, f"Unknown tool: {context.message.name}"))
+                raise
             finally:
                 self._calls.discard(call)
                 if not self._calls:
                     self._idle.set()
         raise GatewayError(f"the call was ended: {_SHUTTING_DOWN}")
+
+    async def _set_log_level(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        result = await call_next(context)  # first: FastMCP refuses a level that there is none of
+        message, request = context.message, context.fastmcp_context
+        level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
+        if isinstance(level, str) and request is not None:
+            lines.remember_log_level(request, level)
+            await self._registry.want_log_level(level)
+        return result
 
     async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if context.fastmcp_context is not None:

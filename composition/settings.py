@@ -45,6 +45,8 @@ class Settings(BaseModel):
     health_interval: Seconds = Field(default=60.0, description="seconds between checks of idle sessions")
     refresh_interval: Seconds = Field(default=300.0, description="seconds until a catalogue is listed again")
     drain_timeout: Seconds = Field(default=20.0, description="seconds that open calls get at shutdown")
+    session_timeout: Seconds = Field(default=1800.0, description="seconds until a silent client session is ended")
+    max_sessions_per_user: Count = Field(default=500, description="sessions that one user may have open")
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
 
     @field_validator("store")

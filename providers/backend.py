@@ -19,7 +19,7 @@ from fastmcp.server.dependencies import get_context
 from fastmcp.server.providers import Provider
 from fastmcp.tools.base import Tool, ToolResult
 
-from providers import lines
+from providers import lines, verbatim
 from providers.caller import Caller
 from providers.catalogue import Catalogue, Listing
 from providers.components import (
@@ -34,15 +34,11 @@ from providers.components import (
     input_required,
     own_part,
 )
-from providers.errors import MISSING_CAPABILITY, ProtocolError
 from providers.lease import current_lease
 from providers.lines import Json, MCPError
 from providers.resource import McpServerResource
 
 logger = logging.getLogger(__name__)
-
-SERVER_META_KEY = "dev.apollos/server"
-"""In a component's `_meta`: the `name` of the server that it came from, and its `kind`."""
 
 
 class BackendProvider(Provider):
@@ -106,7 +102,6 @@ class BackendProvider(Provider):
 def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
     """The components of a listing under a resource's rules."""
     offer, rules = Offer(), resource.tools
-    tag = {SERVER_META_KEY: {"name": resource.name, "kind": str(resource.kind)}}
     for form in listing.tools:
         name = str(form.get("name"))
         if not rules.offers(name):
@@ -121,10 +116,10 @@ def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
                 public,
             )
             continue
-        shown = form | {"name": public, "_meta": (form.get("_meta") or {}) | tag}
+        shown = form | {"name": public}
         if name in rules.description:
             shown["description"] = rules.description[name]
-        offer.tools[public] = OfferedTool.of(shown, _tool_caller(name))
+        offer.tools[public] = OfferedTool.of(shown, _tool_caller(name, is_repeatable(form)))
     for form in listing.resources:
         uri = str(form.get("uri"))
         offer.resources.setdefault(uri, OfferedResource.of(form | {"uri": uri}, _resource_reader(uri)))
@@ -137,9 +132,17 @@ def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
     return offer
 
 
-def _tool_caller(name: str) -> Callable[[Json], Any]:
+def is_repeatable(form: Json) -> bool:
+    """Whether a tool says of itself that calling it twice is like calling it once."""
+    hints = form.get("annotations")
+    if not isinstance(hints, dict) or hints.get("destructiveHint") is True:
+        return False
+    return hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True
+
+
+def _tool_caller(name: str, is_repeatable: bool) -> Callable[[Json], Any]:
     async def call(arguments: Json) -> ToolResult:
-        return await _call_tool(name, arguments)
+        return await _call_tool(name, arguments, is_repeatable)
 
     return call
 
@@ -158,14 +161,13 @@ def _prompt_getter(name: str) -> Callable[[Json | None], Any]:
     return get
 
 
-async def _call_tool(name: str, arguments: Json) -> ToolResult:
+async def _call_tool(name: str, arguments: Json, is_repeatable: bool) -> ToolResult:
+    params = _with_context({"name": name, "arguments": arguments})
     try:
-        raw = await current_lease().request("tools/call", _with_context({"name": name, "arguments": arguments}))
+        raw = await current_lease().request("tools/call", params, is_repeatable=is_repeatable)
     except MCPError as error:
-        told = lines.error_data(error)
-        if told["code"] == MISSING_CAPABILITY:  # not how the call went: the protocol wants the client to see it
-            raise ProtocolError(told["code"], told["message"], told.get("data")) from None
-        raise ToolError(told["message"]) from None
+        verbatim.refuse(error)
+        raise ToolError(lines.error_data(error)["message"]) from None
     question: ToolResult | None = input_required("tool", raw)
     return question if question is not None else RawToolResult.of(own_part(raw))
 

@@ -23,6 +23,7 @@ from providers import lines
 from providers.capabilities import NO_CAPABILITIES, Capabilities
 from providers.identity import Identity
 from providers.lines import Json
+from providers.log_levels import LEVELS
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,21 @@ class Front:
         """Whether its client has no request open, and is expected to come back."""
         return False
 
+    @property
+    def log_level(self) -> str | None:
+        """The level that its client asked for."""
+        return lines.log_level(self.request)
+
+    def _wants_log(self, level: object) -> bool:
+        """Who never asked wants all of it in the handshake era, and nothing in that of 2026-07-28."""
+        wanted = self.log_level
+        if level not in LEVELS or (wanted is None and self.caller.is_modern):
+            return False
+        return wanted is None or LEVELS.index(str(level)) >= LEVELS.index(wanted)
+
     async def tell(self, method: str, params: Json) -> None:
         """Pass a notification on, if this client wants it; a client that is gone is no error."""
-        if method == "notifications/message" and not lines.wants_log(self.request, str(params.get("level"))):
+        if method == "notifications/message" and not self._wants_log(params.get("level")):
             return
         await lines.tell_client(self.request, method, params)
 
@@ -158,6 +171,10 @@ class ClientSessions:
         key = self._keys.get(owner) or self._remember(owner)
         self._identities[key] = identity
         return Caller(identity, key, Capabilities.of(lines.declared_capabilities(context)))
+
+    def count(self, identity: Identity) -> int:
+        """How many sessions of a user are alive."""
+        return sum(known.key == identity.key for known in self._identities.values())
 
     def is_alive(self, caller: Caller) -> bool:
         """Whether the caller's session still lasts; who has none is always there."""

@@ -73,6 +73,9 @@ class _WireTransport(ClientTransport):
     @asynccontextmanager
     async def connect_session(self, **options: Any) -> AsyncIterator[ClientSession]:
         options.pop("transport_options", None)
+        options.pop(
+            "log_level", None
+        )  # FastMCP's client wants to hear all; here each request says what its client wants
         answers, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
 
         async def deliver(message: Message) -> None:

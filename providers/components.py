@@ -15,9 +15,10 @@ from fastmcp.prompts.base import Prompt, PromptResult
 from fastmcp.resources.base import Resource, ResourceResult
 from fastmcp.resources.template import ResourceTemplate
 from fastmcp.tools.base import Tool, ToolResult
-from pydantic import PrivateAttr
+from pydantic import BaseModel, PrivateAttr
+from pydantic_core import to_json
 
-from providers import lines
+from providers import lines, verbatim
 from providers.lines import Json, mcp_types
 
 CallTool = Callable[[Json], Awaitable[ToolResult]]
@@ -59,7 +60,8 @@ class RawToolResult(ToolResult):
         return self._raw
 
     def to_mcp_result(self) -> Any:
-        return mcp_types.CallToolResult.model_validate(self._raw)
+        model = mcp_types.CallToolResult
+        return model(content=[]) if verbatim.answer(self._raw) else model.model_validate(self._raw)
 
 
 class RawResourceResult(ResourceResult):
@@ -78,7 +80,8 @@ class RawResourceResult(ResourceResult):
         return self._raw
 
     def to_mcp_result(self, uri: Any) -> Any:
-        return mcp_types.ReadResourceResult.model_validate(self._raw)
+        model = mcp_types.ReadResourceResult
+        return model(contents=[]) if verbatim.answer(self._raw) else model.model_validate(self._raw)
 
 
 class RawPromptResult(PromptResult):
@@ -97,13 +100,47 @@ class RawPromptResult(PromptResult):
         return self._raw
 
     def to_mcp_prompt_result(self) -> Any:
-        return mcp_types.GetPromptResult.model_validate(self._raw)
+        model = mcp_types.GetPromptResult
+        return model(messages=[]) if verbatim.answer(self._raw) else model.model_validate(self._raw)
 
 
 # --- components
 
 
-class OfferedTool(Tool):
+class _Shown:
+    """A component that is listed as its form says, word for word where that can be."""
+
+    @property
+    def form(self) -> Json:
+        raise NotImplementedError
+
+    # cached, and not private attributes: pydantic looks those up slowly, and a list asks 1,000 tools
+    @cached_property
+    def _size(self) -> int:
+        return len(to_json(self.form))
+
+    @cached_property
+    def _models(self) -> dict[type[BaseModel], Any]:
+        return {}
+
+    def _shown_as(self, model: type[BaseModel]) -> Any:
+        if verbatim.show(self.form, lambda: self._size):
+            return _STUBS[model]
+        if model not in self._models:
+            self._models[model] = model.model_validate(self.form)
+        return self._models[model]
+
+
+_STUBS: dict[type[BaseModel], BaseModel] = {
+    mcp_types.Tool: mcp_types.Tool.model_validate({"name": "-", "inputSchema": {"type": "object"}}),
+    mcp_types.Resource: mcp_types.Resource.model_validate({"name": "-", "uri": "stub:-"}),
+    mcp_types.ResourceTemplate: mcp_types.ResourceTemplate.model_validate({"name": "-", "uriTemplate": "stub:-"}),
+    mcp_types.Prompt: mcp_types.Prompt.model_validate({"name": "-"}),
+}
+"""What FastMCP is given to list in place of a form that goes out by itself."""
+
+
+class OfferedTool(_Shown, Tool):
     """A tool shown as `form` says and run by `call`."""
 
     _form: Json = PrivateAttr(default_factory=dict)
@@ -127,17 +164,13 @@ class OfferedTool(Tool):
         return self._form
 
     def to_mcp_tool(self, **overrides: Any) -> Any:
-        return self._shown
-
-    @cached_property  # not a private attribute: pydantic looks those up slowly, and a list asks 1,000 tools
-    def _shown(self) -> Any:
-        return mcp_types.Tool.model_validate(self._form)
+        return self._shown_as(mcp_types.Tool)
 
     async def run(self, arguments: Json) -> ToolResult:
         return await self._call(arguments)
 
 
-class OfferedResource(Resource):
+class OfferedResource(_Shown, Resource):
     """A resource shown as `form` says and read by `read_it`."""
 
     _form: Json = PrivateAttr(default_factory=dict)
@@ -161,13 +194,13 @@ class OfferedResource(Resource):
         return self._form
 
     def to_mcp_resource(self, **overrides: Any) -> Any:
-        return mcp_types.Resource.model_validate(self._form)
+        return self._shown_as(mcp_types.Resource)
 
     async def read(self) -> ResourceResult:
         return await self._read_it()
 
 
-class OfferedTemplate(ResourceTemplate):
+class OfferedTemplate(_Shown, ResourceTemplate):
     """A resource template shown as `form` says. It is only listed: reading goes by the resource's URI."""
 
     _form: Json = PrivateAttr(default_factory=dict)
@@ -189,10 +222,10 @@ class OfferedTemplate(ResourceTemplate):
         return self._form
 
     def to_mcp_template(self, **overrides: Any) -> Any:
-        return mcp_types.ResourceTemplate.model_validate(self._form)
+        return self._shown_as(mcp_types.ResourceTemplate)
 
 
-class OfferedPrompt(Prompt):
+class OfferedPrompt(_Shown, Prompt):
     """A prompt shown as `form` says and rendered by `get`."""
 
     _form: Json = PrivateAttr(default_factory=dict)
@@ -215,7 +248,7 @@ class OfferedPrompt(Prompt):
         return self._form
 
     def to_mcp_prompt(self, **overrides: Any) -> Any:
-        return mcp_types.Prompt.model_validate(self._form)
+        return self._shown_as(mcp_types.Prompt)
 
     async def render(self, arguments: Json | None = None) -> PromptResult:
         return await self._get(arguments)

@@ -129,6 +129,11 @@ class PooledConnection:
         own = self.target.resource.isolation is Isolation.SESSION and self.opener.has_session
         return self.opener.session if own else None
 
+    def serves_session(self, session: str) -> bool:
+        """Whether it is open, and calls of this client session come or came by it."""
+        is_its_own = self.ends_with_session == session
+        return self.is_open and self.session is not None and (is_its_own or session in self.session.log_levels)
+
     def is_about_to_be_gone(self, now: float) -> bool:
         """Whether its slot can be counted on; one that hangs while closing cannot."""
         return self.state is ConnectionState.CLOSING and now - self.closing_since < _CLOSING_SECONDS

@@ -19,7 +19,7 @@ import anyio
 from pydantic_core import from_json
 from yarl import URL
 
-from providers.errors import BackendError, BackendProtocolError, BackendUnavailable
+from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendUnavailable
 from providers.event_stream import EventStream
 from providers.identity import Identity, prepare_proxy_headers
 from providers.resource import McpServerResource
@@ -200,7 +200,7 @@ class Endpoint:
             case aiohttp.InvalidURL() | ValueError():
                 problem = "its 'url' or 'headers' cannot be used for a request. Correct them."
             case _:
-                return BackendUnavailable(self.server, "the connection ended before the answer came.")
+                return BackendLost(self.server, "the connection ended before the answer came.")
         return BackendUnavailable(self.server, problem, not_sent=True)
 
 

@@ -72,6 +72,11 @@ class BackendUnavailable(BackendError):
     """Raised when no session with the backend can be opened, or an open one ended before the answer came."""
 
 
+class BackendLost(BackendUnavailable):
+    """Raised when the connection ended after a request was sent and before its answer came. The backend may have
+    carried it out, so only what may be done twice is sent again."""
+
+
 class BackendTimeout(BackendError):
     """Raised when a backend missed one of its deadlines."""
 

@@ -19,13 +19,26 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from providers import lines
 from providers.caller import Caller, ClientSessions, Front, front_of
 from providers.connection import PooledConnection, Target
-from providers.errors import BackendError, BackendTimeout, BackendUnavailable, InternalError, LeaseReleased
+from providers.errors import BackendError, BackendLost, BackendTimeout, BackendUnavailable, InternalError, LeaseReleased
 from providers.identity import current_identity
 from providers.lines import Json, MCPError
 from providers.parking import Asked, ParkableCall, ParkingLot, PassedOn, is_parked_state, unknown_state
 from providers.pool import McpConnectionPool
 from providers.rounds import Rounds
 from providers.session import BackendSession
+
+_REPEATABLE = frozenset(
+    {
+        "resources/read",
+        "prompts/get",
+        "completion/complete",
+        "tools/list",
+        "prompts/list",
+        "resources/list",
+        "resources/templates/list",
+    }
+)
+"""Requests that only ask."""
 
 
 class Lease:
@@ -57,9 +70,14 @@ class Lease:
             raise LeaseReleased(f"server '{self._target.resource.name}': this lease was given back")
         return self._connection
 
-    async def request(self, method: str, params: Json, *, deadline: float | None = None) -> Json:
+    async def request(
+        self, method: str, params: Json, *, deadline: float | None = None, is_repeatable: bool = False
+    ) -> Json:
         """Send one request; see `BackendSession.request`. What was provably not sent is sent once more, on a new
-        connection.
+        connection; so is what may be done twice, if the backend was lost before it answered.
+
+        Args:
+            is_repeatable: a second time changes nothing, although the method by itself does not say so.
 
         Raises:
             LeaseReleased: the lease was given back.
@@ -67,7 +85,8 @@ class Lease:
         try:
             return await self._request(method, params, deadline)
         except BackendError as error:
-            if not error.not_sent:
+            may_repeat = is_repeatable or method in _REPEATABLE
+            if not error.not_sent and not (may_repeat and isinstance(error, BackendLost)):
                 raise
         self._pool.retire(self._held())  # others may still have calls on it
         self._give_back()

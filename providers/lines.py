@@ -19,6 +19,9 @@ from mcp import ClientSession
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import BaseModel, RootModel, TypeAdapter
 
+from providers.log_levels import LEVELS
+from providers.shapes import SHAPES
+
 MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
 """True on FastMCP 4.x, which speaks both protocol eras; 3.4 speaks the handshake era alone."""
 
@@ -116,10 +119,24 @@ async def send_raw(session: ClientSession, method: str, params: Json | None) -> 
         MCPError: the peer answered with an error, or the connection ended.
         pydantic.ValidationError: the answer is not what MCP prescribes.
     """
+    if MODERN and (shape := SHAPES.get(method)):  # the session of 4.x would refuse what is newer than itself
+        raw = await _send_unchecked(session, method, params)
+        if raw.get("resultType") != "input_required":
+            shape.model_validate(raw)
+        return raw
     result = await session.send_request(RawRequest(method=method, params=params), RawResult)  # type: ignore[arg-type]
-    if shape := _UNCHECKED_RESULTS.get(method):
-        shape.model_validate(result.root)
+    if model := _UNCHECKED_RESULTS.get(method):
+        model.model_validate(result.root)
     return result.root
+
+
+async def _send_unchecked(session: ClientSession, method: str, params: Json | None) -> Json:
+    """What `send_request` does before it looks at the answer: the stamp is the era's own `_meta` and headers."""
+    data: Json = {"method": method} | ({"params": dict(params)} if params is not None else {})
+    options: Any = {}
+    session._stamp(data, options)
+    raw = await session._dispatcher.send_raw_request(method, data.get("params"), options)
+    return dict(raw)
 
 
 def era_options(memory: str | None, *, prefers_modern: bool) -> Json:
@@ -269,27 +286,25 @@ def continuation(context: Context) -> Json:
     return {key: params[key] for key in ("inputResponses", "requestState") if params.get(key) is not None}
 
 
-_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-
-
 def live_request(context: Context) -> Any:
     """The client's request that this context stands for, or None. A context looks it up each time, in a variable of
     the running task: whoever passes messages on from another task must hold the request itself."""
     return context.request_context
 
 
-def wants_log(request: Any, level: str) -> bool:
-    """Whether the client asked for log messages of this level: by `logging/setLevel`, or per request in 2026-07-28."""
-    if level not in _LEVELS:
-        return False
-    session = request.session
+LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
+
+
+def log_level(request: Any) -> str | None:
+    """The level that the client asked for: by `logging/setLevel`, or with this request in 2026-07-28."""
+    session, level = request.session, None
     if not MODERN:
-        wanted = getattr(session, "_minimum_logging_level", None)
+        level = getattr(session, "_minimum_logging_level", None)
     elif request.protocol_version in MODERN_PROTOCOL_VERSIONS:
-        return level in session._allowed_log_levels
+        level = (request.meta or {}).get(LOG_LEVEL_KEY)
     else:  # FastMCP keeps the level on the server that got the request, which is the root; ours is a sub-server
-        wanted = session._connection.state.get("apollos_log_level")
-    return wanted is None or _LEVELS.index(level) >= _LEVELS.index(wanted)
+        level = session._connection.state.get("apollos_log_level")
+    return level if level in LEVELS else None
 
 
 def remember_log_level(context: Context, level: str) -> None:
@@ -344,6 +359,12 @@ def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mappin
         server._mcp_server._get_cached_tool_definition = _no_definition  # type: ignore[attr-defined]
 
 
+def wrap_requests(server: FastMCP[Any], wrap: Any) -> None:
+    """Have every request go through `wrap(context, call_next)` of the SDK, outermost; 3.4 has no such place."""
+    if MODERN:
+        server._mcp_server.middleware.insert(0, wrap)
+
+
 async def _no_definition(name: str) -> None:
     """What mcp 1 would check results by; ours are the backend's own, and checked by the client at the end."""
 
@@ -353,11 +374,11 @@ def passed_on(error: Exception, kind: type[Exception]) -> Exception:
     return error if MODERN else kind(error_data(error)["message"])
 
 
-def protocol_error(code: int, message: str, data: Any = None) -> MCPError:
-    """An error of the SDK's, which a client sees as it is."""
+def mcp_error(code: int, message: str, data: Any = None) -> MCPError:
+    """An error as the SDK raises it."""
     if MODERN:
         return MCPError(code=code, message=message, data=data)
-    return MCPError(mcp_types.ErrorData(code=code, message=message, data=data))  # type: ignore[call-arg, arg-type]
+    return MCPError(mcp_types.ErrorData(code=code, message=message, data=data))  # type: ignore[call-arg,arg-type]
 
 
 def error_data(error: Exception) -> Json:

@@ -316,6 +316,8 @@ class McpConnectionPool:
         for connection in self.connections():
             if connection.ends_with_session == session:
                 self._close(connection)
+            elif connection.session is not None:
+                connection.session.log_levels.forget(session)
         for waiter in list(self._waiters):
             if waiter.caller.has_session and waiter.caller.session == session:
                 self._answer(waiter, error=BackendUnavailable(waiter.key.server, "its client has gone."))

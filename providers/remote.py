@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from providers.endpoint import EVENTS, JSON, Endpoint, HttpClient, HttpResponse, is_success
-from providers.errors import BackendError, BackendProtocolError, BackendUnavailable
+from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendUnavailable
 from providers.event_stream import EventStream
 from providers.http_wire import Call, HttpWire, background_tasks
 from providers.resource import McpServerResource
@@ -171,7 +171,7 @@ class _StreamableHttpWire(HttpWire):
             except BackendUnavailable as error:
                 logger.debug("server '%s': an answer was not taken up: %s", self.server, error.problem)
             tries = tries + 1 if stream.last_event_id == seen else 0
-        raise BackendUnavailable(self.server, "the connection ended before the answer came.")
+        raise BackendLost(self.server, "the connection ended before the answer came.")
 
     async def _follow_again(self, call: Call, stream: EventStream) -> bool:
         headers = {**call.headers, "accept": EVENTS, "last-event-id": stream.last_event_id or ""}

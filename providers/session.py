@@ -18,13 +18,14 @@ from mcp import ClientSession
 from pydantic import ValidationError
 
 from providers import lines
-from providers.caller import NOT_ASKED, CallClock, Front
+from providers.caller import NOT_ASKED, CallClock, Caller, Front
 from providers.elicitations import COMPLETE, Elicitations
-from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
+from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
+from providers.log_levels import UNASKED, LogLevels
 from providers.resource import McpServerResource, Timeouts
-from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, OfRequest, Wire
+from providers.wire import LOST, NOT_SENT, WIRE_ERROR_CODE, Message, OfRequest, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class BackendSession:
         self.wire: Wire
         self.era: Any = None
         self._is_ending = False
+        self.log_levels = LogLevels(self._tell_log_level)
         self._clocks: set[CallClock] = set()
         self._abandoned: set[str] = set()
         self._elicitations = Elicitations()
@@ -102,6 +104,8 @@ class BackendSession:
             BackendTimeout: no answer in time.
             BackendProtocolError: the answer is not MCP.
         """
+        if front is not None:
+            await self.want_log_level(front.caller, front.log_level)
         clock = CallClock(deadline or self._timeouts.call, self._timeouts.call_max)
         token = self._next_token = self._next_token + 1
         self._clocks.add(clock)
@@ -110,7 +114,7 @@ class BackendSession:
             if front is not None:
                 front.clock, self._fronts[token] = clock, front
             try:
-                answer = await self._send(method, self._with_meta(params, token if front else None))
+                answer = await self._send(method, self._with_meta(params, token, front))
                 is_answered = True
                 return answer
             except MCPError as error:
@@ -146,10 +150,24 @@ class BackendSession:
         self._call_ended.set()
         self._call_ended = anyio.Event()
 
-    def _with_meta(self, params: Json, token: int | None) -> Json:
+    async def want_log_level(self, caller: Caller, level: str | None) -> None:
+        """Have the backend send what this client wants to hear, if it sends log messages at all."""
+        if not self.is_modern and (self.facts.get("capabilities") or {}).get("logging") is not None:
+            await self.log_levels.want(caller.session, level, per_request=caller.is_modern)
+
+    async def _tell_log_level(self, level: str) -> None:
+        try:
+            await self.request("logging/setLevel", {"level": level}, None, deadline=self._timeouts.list)
+        except (BackendError, MCPError) as error:
+            logger.debug("server '%s' did not take the log level '%s' (%s)", self.server, level, error)
+
+    def _with_meta(self, params: Json, token: int, front: Front | None) -> Json:
         meta = dict(params.get("_meta") or {})
-        if token is not None:
+        if front is not None:
             meta["progressToken"] = token
+            level = front.log_level or (None if front.caller.is_modern else UNASKED)
+            if self.is_modern and level is not None:
+                meta[lines.LOG_LEVEL_KEY] = level
         if self.wire.identity_in_meta and self.wire.identity is not None:
             meta[IDENTITY_META_KEY] = build_identity_meta(self.wire.identity)
         else:
@@ -177,10 +195,10 @@ class BackendSession:
         data = lines.error_data(error)
         if data["code"] == WIRE_ERROR_CODE:
             detail = data.get("data")
+            told = {key for key in (NOT_SENT, LOST) if isinstance(detail, dict) and detail.get(key)}
             problem = str(data["message"]).removeprefix(f"server '{self.server}': ")
-            return BackendUnavailable(
-                self.server, problem, not_sent=isinstance(detail, dict) and bool(detail.get(NOT_SENT))
-            )
+            kind = BackendLost if LOST in told else BackendUnavailable
+            return kind(self.server, problem, not_sent=NOT_SENT in told)
         return self._death(not_sent=False) if self._is_over else None
 
     @property
@@ -191,6 +209,8 @@ class BackendSession:
         failure = self.wire.failure
         problem = failure.problem if failure else "the connection was closed before the answer came. Try again."
         kind = type(failure) if failure else BackendUnavailable
+        if kind is BackendUnavailable and not self._is_ending:
+            kind = BackendLost
         return kind(self.server, problem, not_sent=not_sent)
 
     async def ping(self, deadline: float) -> bool:

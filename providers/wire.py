@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from providers.errors import BackendError
+from providers.errors import BackendError, BackendLost
 from providers.identity import Identity
 
 Message = dict[str, Any]
@@ -42,6 +42,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 NOT_SENT = "dev.apollos/not-sent"
 """In `error.data` of an error answer that a wire made itself: the request never reached the backend."""
+
+LOST = "dev.apollos/lost"
+"""The same for a request that was sent, and whose answer was lost with the connection."""
 
 WIRE_ERROR_CODE = -32099
 """JSON-RPC code of an error answer that a wire made itself; it never leaves the gateway."""
@@ -80,7 +83,7 @@ class Wire(ABC):
 
 def error_answer(request_id: Any, error: BackendError) -> Message:
     """The answer to a request that a wire could not carry, so that its caller hears of it at once."""
-    data = {NOT_SENT: True} if error.not_sent else None
+    data = {NOT_SENT: True} if error.not_sent else {LOST: True} if isinstance(error, BackendLost) else None
     return {
         "jsonrpc": "2.0",
         "id": request_id,

@@ -19,8 +19,8 @@ FLOORS = (
     # imports go down only; modules on one line never import each other
     ("server",),
     ("composition.cli",),
-    ("composition.http", "composition.report"),
-    ("composition.gateway",),
+    ("composition.http", "composition.report", "composition.logs"),
+    ("composition.gateway", "composition.guard", "composition.replay"),
     ("composition.root",),
     ("composition.registry",),
     ("composition.mount", "composition.servers_file"),
@@ -37,8 +37,9 @@ FLOORS = (
     ("providers.elicitations", "providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
     ("providers.endpoint",),
     ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
-    ("providers.identity", "providers.direct", "providers.capabilities"),
+    ("providers.identity", "providers.direct", "providers.capabilities", "providers.verbatim"),
     ("providers.errors", "providers.lines"),
+    ("providers.shapes", "providers.log_levels"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 
@@ -46,7 +47,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # the only files that import a vendor's package; everybody else asks there
     "aiohttp": ("providers/endpoint.py",),
     "docker": ("providers/docker.py",),
-    "mcp": ("providers/lines.py", "providers/session.py", "providers/client.py", "providers/inprocess.py"),
+    "mcp": (
+        "composition/replay.py",
+        "providers/lines.py",
+        "providers/session.py",
+        "providers/client.py",
+        "providers/inprocess.py",
+    ),
     "mcp_types": ("providers/lines.py",),
     "redis": ("providers/store_redis.py",),
     "uvicorn": ("composition/http.py",),

@@ -11,7 +11,7 @@ from fastmcp import Client
 
 from composition.registry import Registry
 from composition.root import RootMiddleware
-from providers import lines
+from providers import lines, verbatim
 from providers.caller import ClientSessions
 from providers.connection import PoolLimits
 from providers.direct import DirectServer
@@ -59,6 +59,7 @@ class House:
         self.root = RootMiddleware("House", self.registry)
         self.mcp = DirectServer(self.registry, name="House", middleware=[self.root], mask_error_details=True)
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
+        verbatim.install(self.mcp)
 
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
         self.wires_made.append(resource.name)

@@ -45,13 +45,18 @@ class RawClient:
 
     async def request(self, method: str, params: Json) -> Json:
         """The one answer to a request; that there is just one, and that it has the request's id, is made sure of."""
+        return (await self.messages(method, params))[-1]
+
+    async def messages(self, method: str, params: Json) -> list[Json]:
+        """All that comes with the answer to a request, which is the last; see `request`."""
         number, self._next = self._next, self._next + 1
         if self._version == NEWEST:
             params = params | {"_meta": (params.get("_meta") or {}) | self._envelope()}
         messages = await self._post({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
         answers = [message for message in messages if "method" not in message]
         assert [answer["id"] for answer in answers] == [number], f"asked with id {number}, heard {answers}"
-        return answers[0]
+        assert messages[-1] is answers[0], "nothing comes after the answer"
+        return messages
 
     def _envelope(self) -> Json:
         return {
@@ -64,7 +69,8 @@ class RawClient:
         async with self._http.post(self._url, json=message, headers=self._headers(message)) as response:
             self.session_id = response.headers.get("Mcp-Session-Id", self.session_id)
             body = await response.text()
-            assert response.status in (200, 202), f"{response.status}: {body}"
+            is_error = self._version == NEWEST and '"error"' in body  # where the era has a status for it
+            assert response.status in (200, 202) or is_error, f"{response.status}: {body}"
         if response.content_type == "text/event-stream":
             lines = re.split(r"\r\n|\r|\n", body)  # and nothing else, unlike `splitlines`
             return [json.loads(line[5:]) for line in lines if line.startswith("data:") and line[5:].strip()]
@@ -78,7 +84,7 @@ class RawClient:
             headers["Mcp-Session-Id"] = self.session_id
         if self._version == NEWEST:
             headers["Mcp-Method"] = message["method"]
-            headers["Mcp-Name"] = message["params"].get("name", "")
+            headers["Mcp-Name"] = message["params"].get("name", message["params"].get("uri", ""))
         return headers
 
     async def end(self) -> None:

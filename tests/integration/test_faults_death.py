@@ -177,3 +177,28 @@ async def test_a_call_that_may_have_been_carried_out_is_not_sent_again(era: str)
         with fails("server 'broken'", "the connection ended before the answer came", within=AT_ONCE):
             await caller.call_tool("broken_echo", HELLO)
         assert len(backend.of("tools/call")) == 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("hint", ["readOnlyHint", "idempotentHint"])
+async def test_a_call_that_may_be_carried_out_twice_is_sent_again_once(hint: str, era: str) -> None:
+    async def lists_repeatable(seen: Seen) -> web.StreamResponse:
+        tool = {"name": "echo", "inputSchema": {"type": "object"}, "annotations": {hint: True}}
+        return web.json_response(answer(seen, {"tools": [tool]}))
+
+    async def hangs_up_once(seen: Seen) -> web.StreamResponse:
+        if len(backend.of("tools/call")) > 1:
+            return await echoes(seen)
+        assert seen.request.transport is not None
+        seen.request.transport.close()
+        return web.Response()
+
+    answers = {"initialize": offers_tools, "tools/list": lists_repeatable, "tools/call": hangs_up_once}
+    async with (
+        http_backend(**answers) as backend,
+        gateway_over_http(both({"url": backend.url, "timeouts": QUICK})) as gateway,
+        undisturbed(gateway.url, era),
+        client(gateway.url, era) as caller,
+    ):
+        assert text_of(await caller.call_tool("broken_echo", HELLO)) == "hello"
+        assert len(backend.of("tools/call")) == 2

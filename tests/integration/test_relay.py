@@ -234,8 +234,7 @@ async def scripted(**answers: Json) -> AsyncIterator[tuple[RawClient, HttpBacken
 async def test_a_tool_is_listed_as_the_backend_describes_it() -> None:
     async with scripted() as (one, _, _):
         listed = (await one.request("tools/list", {}))["result"]
-    origin = {"dev.apollos/server": {"name": "b", "kind": "service"}}
-    assert listed["tools"] == [{**TOOL, "name": "b_tell", "_meta": {**TOOL["_meta"], **origin}}]
+    assert listed["tools"] == [{**TOOL, "name": "b_tell"}]
 
 
 @pytest.mark.core

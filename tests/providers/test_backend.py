@@ -9,7 +9,7 @@ import pytest
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from providers.backend import SERVER_META_KEY, make_offer
+from providers.backend import is_repeatable, make_offer
 from providers.catalogue import Listing, make_listing
 from providers.components import Offer
 from providers.lines import MCPError
@@ -89,18 +89,28 @@ def test_a_tool_that_the_backend_lists_twice_is_offered_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "kind"), [({}, "client"), ({"command": None, "url": "https://x.example/mcp"}, "service")]
+    ("hints", "expected"),
+    [
+        (None, False),
+        ({}, False),
+        ("readOnlyHint", False),
+        ({"readOnlyHint": True}, True),
+        ({"readOnlyHint": "yes"}, False),
+        ({"idempotentHint": True}, True),
+        ({"idempotentHint": True, "readOnlyHint": False, "destructiveHint": False}, True),
+        ({"idempotentHint": True, "destructiveHint": True}, False),
+        ({"readOnlyHint": True, "destructiveHint": True}, False),
+        ({"openWorldHint": True}, False),
+    ],
 )
-def test_each_tool_says_which_server_it_comes_from(more: dict[str, Any], kind: str) -> None:
-    meta = offer_of("a", more=more).tools["a"].form["_meta"]
-    assert meta == {SERVER_META_KEY: {"name": "files", "kind": kind}}
+def test_only_a_tool_that_says_so_may_be_called_twice(hints: Any, expected: bool) -> None:
+    assert is_repeatable(tool("a", annotations=hints)) is expected
 
 
-def test_a_tool_cannot_say_that_it_comes_from_another_server() -> None:
-    forged = tool("a", _meta={SERVER_META_KEY: {"name": "bank"}, "mine": 1})
-    offer = make_offer(listing_of(forged), McpServerResource(name="files", command="run"))
-    assert offer.tools["a"].form["_meta"] == {SERVER_META_KEY: {"name": "files", "kind": "client"}, "mine": 1}
-    assert forged["_meta"][SERVER_META_KEY] == {"name": "bank"}, "what the backend sent is not touched"
+@pytest.mark.parametrize("meta", [{}, {"_meta": {"mine": 1, "dev.apollos/server": "forged"}}])
+def test_nothing_is_added_to_what_the_backend_says_of_a_tool(meta: Json) -> None:
+    [form] = make_offer(listing_of(tool("a", **meta)), McpServerResource(name="files", command="run")).tools.values()
+    assert form.form == tool("a", **meta)
 
 
 # ------------------------------------------------------------------------------------------- calls
@@ -150,7 +160,7 @@ async def test_a_renamed_tool_is_called_by_the_backends_own_name() -> None:
     async with house_of(asked.backend, records=records) as house, house.client() as client:
         await client.call_tool("files_say")
         for absent in ("files_echo", "say", "echo"):
-            with pytest.raises(ToolError, match="Unknown tool"):
+            with pytest.raises((ToolError, MCPError), match="Unknown tool"):
                 await client.call_tool(absent)
     assert asked.calls[-1]["name"] == "echo"
 

@@ -11,6 +11,7 @@ from fastmcp.exceptions import FastMCPError, ToolError
 from providers import errors
 from providers.errors import (
     BackendError,
+    BackendLost,
     BackendProtocolError,
     BackendTimeout,
     BackendUnavailable,
@@ -31,7 +32,7 @@ OURS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.
 
 
 def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
-    assert len(OURS) == 13
+    assert len(OURS) == 14
     assert all(issubclass(kind, GatewayError) and issubclass(kind, FastMCPError) for kind in OURS)
 
 
@@ -39,7 +40,7 @@ def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
     ("fault", "kinds"),
     [
         (CallerError, {NotAuthenticated, VersionConflict, ProtocolError}),
-        (BackendError, {BackendUnavailable, BackendTimeout, BackendProtocolError, PoolExhausted}),
+        (BackendError, {BackendUnavailable, BackendLost, BackendTimeout, BackendProtocolError, PoolExhausted}),
         (InternalError, {LeaseReleased}),
         (ConfigurationError, set()),
     ],
@@ -48,7 +49,7 @@ def test_each_error_says_whose_fault_it_is(fault: type, kinds: set[type]) -> Non
     assert {kind for kind in OURS if issubclass(kind, fault)} == kinds | {fault}
 
 
-@pytest.mark.parametrize("kind", [BackendUnavailable, BackendTimeout, BackendProtocolError, PoolExhausted])
+@pytest.mark.parametrize("kind", [BackendUnavailable, BackendLost, BackendTimeout, BackendProtocolError, PoolExhausted])
 def test_a_backends_error_names_the_server_first(kind: type[BackendError]) -> None:
     error = kind("files", "is down. Start it.")
     assert str(error) == "server 'files': is down. Start it."

@@ -216,6 +216,66 @@ async def test_what_may_have_been_sent_is_never_sent_again() -> None:
         assert not failure.value.not_sent and backend.count("tools/call") == 1
 
 
+READ_ONLY = ("resources/read", "prompts/get", "completion/complete", "tools/list", "resources/list", "prompts/list")
+
+
+@pytest.mark.parametrize(
+    ("method", "is_repeatable"), [("tools/call", True), *((method, False) for method in READ_ONLY)]
+)
+async def test_what_may_be_done_twice_is_sent_again_when_the_backend_was_lost(method: str, is_repeatable: bool) -> None:
+    async with pool_of(**QUIET) as pool:
+
+        async def crash_once(call: Call) -> Json:
+            if len(backend.wires) == 1:
+                call.wire.die()
+                raise Silence
+            return RESULTS.get(method, text("second"))
+
+        backend = FakeBackend(answers={method: crash_once})
+        async with lease(pool, backend.target(), FIRST) as held:
+            assert await held.request(method, CALL, is_repeatable=is_repeatable)
+        assert backend.count(method) == 2 and pool.statistics().leases == 0
+
+
+RESULTS: dict[str, Json] = {
+    "resources/read": {"contents": []},
+    "prompts/get": {"messages": []},
+    "tools/list": {"tools": []},
+    "resources/list": {"resources": []},
+    "prompts/list": {"prompts": []},
+    "completion/complete": {"completion": {"values": []}},
+}
+
+
+async def test_what_may_be_done_twice_is_not_done_three_times() -> None:
+    async with pool_of(**QUIET) as pool:
+
+        async def crash(call: Call) -> Json:
+            call.wire.die()
+            raise Silence
+
+        backend = FakeBackend(answers={"tools/call": crash})
+        with pytest.raises(BackendUnavailable, match="has crashed"):
+            async with lease(pool, backend.target(), FIRST) as held:
+                await held.request("tools/call", CALL, is_repeatable=True)
+        assert backend.count("tools/call") == 2
+
+
+async def test_what_the_gateway_itself_has_ended_is_not_sent_again() -> None:
+    async with pool_of(**QUIET) as pool:
+
+        async def session_ends(call: Call) -> Json:
+            await pool.end_session(FIRST.session)
+            raise Silence
+
+        backend = FakeBackend(answers={"tools/call": session_ends})
+        with pytest.raises(BackendUnavailable, match="was closed before the answer came"):
+            async with lease(pool, backend.target(), FIRST) as held:
+                await held.request("tools/call", CALL, is_repeatable=True)
+        await settled()
+        assert backend.count("tools/call") == 1 and backend.open == 0
+
+
 async def test_after_a_crash_the_lease_still_counts_once() -> None:
     async with pool_of(**QUIET) as pool:
         backend = FakeBackend()

@@ -12,7 +12,7 @@ import pytest
 
 from providers.caller import Caller, Front
 from providers.errors import BackendUnavailable, CallerError, GatewayError, InternalError, ProtocolError
-from providers.lines import Json, protocol_error
+from providers.lines import Json, mcp_error
 from providers.parking import Asked, CallState, ParkableCall, ParkingLot, PassedOn, is_parked_state
 from tests.helpers.fakes import ALICE, BOB, declaring, modern_caller, no_waiting, settled, text, time_passes
 
@@ -102,7 +102,7 @@ async def test_a_call_that_asks_nothing_is_answered_at_once_with_its_result_or_e
         return "done"
 
     async def refuses(held: Held) -> Any:
-        raise protocol_error(-32000, "no")
+        raise mcp_error(-32000, "no")
 
     async def is_gone(held: Held) -> Any:
         raise BackendUnavailable("files", "has crashed.")
@@ -112,7 +112,7 @@ async def test_a_call_that_asks_nothing_is_answered_at_once_with_its_result_or_e
 
     async with lot_of() as lot:
         assert await begin(lot, Held(says)).request("tools/call", PARAMS) == text("done")
-        for work, kind in ((refuses, type(protocol_error(1, ""))), (is_gone, BackendUnavailable)):
+        for work, kind in ((refuses, type(mcp_error(1, ""))), (is_gone, BackendUnavailable)):
             with pytest.raises(kind):
                 await begin(lot, Held(work)).request("tools/call", PARAMS)
         with pytest.raises(InternalError, match="files"):

@@ -1,0 +1,117 @@
+"""What a request to `/mcp` may be like: how large, and how many sessions one user may open.
+
+It stands behind FastMCP's authentication, so that it knows the user, and before the MCP SDK, so that what is refused
+here costs nothing further. `http` puts it there. Every refusal is a JSON-RPC error that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from providers import lines
+from providers.errors import NotAuthenticated
+from providers.identity import Identity
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""What the MCP SDK takes, too, and that of TypeScript."""
+MAX_HEADER_BYTES = 64 * 1024
+
+_INVALID_REQUEST, _REFUSED = -32600, -32000
+_RETRY_SECONDS = 30
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        user: who makes the current request; raises NotAuthenticated where nobody does.
+        open_sessions: how many client sessions a user has now.
+        max_sessions: how many one user may have.
+    """
+
+    def __init__(
+        self, app: ASGIApp, user: Callable[[], Identity], open_sessions: Callable[[Identity], int], max_sessions: int
+    ) -> None:
+        self._app, self._user, self._open_sessions, self._max_sessions = app, user, open_sessions, max_sessions
+        self._opening: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            response = _refusal(431, _INVALID_REQUEST, f"The headers of a request may have {MAX_HEADER_BYTES:,} bytes.")
+            return await response(scope, receive, send)
+        if _declared_length(headers) > MAX_BODY_BYTES:
+            return await _too_large()(scope, receive, send)
+        if "content-length" not in headers and scope["method"] == "POST":
+            receive, send = _measured(scope, receive, send)
+        if _opens_session(scope, headers):
+            return await self._open(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            user = self._user()
+        except NotAuthenticated:
+            return await self._app(scope, receive, send)  # which says how to authenticate
+        if self._open_sessions(user) + self._opening[user.key] >= self._max_sessions:
+            text = (
+                f"You have {self._max_sessions} sessions open, which is as many as one user may have. "
+                "End one with DELETE, or wait: silent ones end by themselves."
+            )
+            response = _refusal(429, _REFUSED, text, {"Retry-After": str(_RETRY_SECONDS)})
+            return await response(scope, receive, send)
+        self._opening[user.key] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._opening[user.key] -= 1
+            if not self._opening[user.key]:
+                del self._opening[user.key]
+
+
+def _opens_session(scope: Scope, headers: Headers) -> bool:
+    """Whether a session comes of it, if it is what it must be. Requests of the 2026-07-28 era have none."""
+    is_first = scope["method"] == "POST" and "mcp-session-id" not in headers
+    return is_first and not lines.is_modern_version(headers.get("mcp-protocol-version"))
+
+
+def _declared_length(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() else 0
+
+
+def _measured(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """A request that does not say how long it is: the first byte too many ends it, and the answer says why."""
+    received, is_refused = 0, False
+
+    async def count() -> Message:
+        nonlocal received, is_refused
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES and not is_refused:
+            is_refused = True
+            await _too_large()(scope, receive, send)
+        return {"type": "http.disconnect"} if is_refused else message
+
+    async def unless_refused(message: Message) -> None:
+        if not is_refused:
+            await send(message)
+
+    return count, unless_refused
+
+
+def _too_large() -> JSONResponse:
+    text = f"A request may have {MAX_BODY_BYTES:,} bytes. Send less, or a link to it."
+    return _refusal(413, _INVALID_REQUEST, text, {"Connection": "close"})
+
+
+def _refusal(status: int, code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
+    return JSONResponse(body, status_code=status, headers=headers)
