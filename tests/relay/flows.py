@@ -209,15 +209,15 @@ def changed(kind: str) -> Flow:
     async def flow(desk: Desk) -> None:
         shown = f"flow://{desk.mark}" if kind == "resources" else desk.mark
 
-        async def is_listed_once_heard() -> None:
-            told = 0
-            while shown not in [item[shown_in] for item in await desk.listed(kind)]:
-                # one that was told of an earlier change may come first
-                await desk.client.until(lambda: times() > told)
-                told = times()
-
         def times() -> int:
             return sum(message["method"] == world.CHANGED[kind] for message in desk.client.heard)
+
+        async def is_listed_once_heard() -> None:
+            while True:
+                told = times()
+                if shown in [item[shown_in] for item in await desk.listed(kind)]:
+                    return
+                await desk.client.until(lambda told=told: times() > told)  # it told of an earlier change
 
         async def change() -> None:
             await desk.listed(kind)
@@ -255,7 +255,7 @@ async def subscription(desk: Desk) -> None:
         await hear()
         await desk.client.request("resources/unsubscribe", {"uri": public})
     with anyio.fail_after(PATIENCE):
-        while await desk.call("subscribers", uri=inner):
+        while await desk.call("subscribers", uri=inner):  # noqa: ASYNC110 - the server does not tell
             await anyio.sleep(0.02)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from flow_world import DESCRIPTION, FORM, FULL_TOOL, LEVELS, OF_MCP, SAMPLING, URL
@@ -104,17 +105,17 @@ async def say(call: Call, mark: str) -> Any:
     return mark
 
 
-async def sample(call: Call) -> Any:
-    return await call.ask("sampling/createMessage", SAMPLING)
+async def sample(call: Call, mark: str = "") -> Any:
+    return await call.ask("sampling/createMessage", SAMPLING | ({"systemPrompt": mark} if mark else {}))
 
 
 async def fill_in(call: Call, mark: str = "") -> Any:
     return await call.ask("elicitation/create", FORM | ({"message": mark} if mark else {}))
 
 
-async def open_url(call: Call) -> Any:
-    own = {} if call.server.is_newest else {"elicitationId": "sign-in-1"}
-    return await call.ask("elicitation/create", URL | own)
+async def open_url(call: Call, mark: str = "") -> Any:
+    own = {} if call.server.is_newest else {"elicitationId": f"sign-in-{mark or 1}"}
+    return await call.ask("elicitation/create", URL | own | ({"message": mark} if mark else {}))
 
 
 async def finish_url(call: Call) -> Any:
@@ -163,12 +164,15 @@ async def subscribers(call: Call, uri: str) -> Any:
     return call.server.subscribers(uri)
 
 
-async def wait(call: Call, mark: str) -> Any:
+async def wait(call: Call, mark: str, trace: str = "") -> Any:
+    """Never end. Who gives it up finds a file of that name, also where this process goes with the call."""
     try:
         await call.tell("notifications/progress", {"progressToken": call.meta.get("progressToken", 0), "progress": 1})
         await asyncio.Event().wait()
     except asyncio.CancelledError:
         call.server.given_up[mark].set()
+        if trace:
+            Path(trace).touch()
         raise
 
 
