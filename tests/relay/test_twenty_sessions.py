@@ -190,7 +190,8 @@ async def test_who_vanishes_leaves_no_call_no_session_and_no_subscription(era: s
 
 def open_sessions(gateway: ServedGateway) -> int:
     """Backend sessions, less the shared ones: those are everybody's."""
-    return sum(connection.resource.isolation not in ("shared",) for connection in gateway.gateway.pool.connections())
+    connections = gateway.gateway.pool.connections()
+    return sum(connection.target.resource.isolation is not Isolation.SHARED for connection in connections)
 
 
 async def use_all(one: HandClient, eras: dict[str, str], folder: Path) -> None:
