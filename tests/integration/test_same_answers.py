@@ -1,0 +1,111 @@
+"""The npm server-everything, asked for all that it has, answers through the gateway as it does directly.
+
+The script is in `everything_steps`. Answers, questions to the client and notifications are compared step by step, with
+the gateway's names put off; the differences that there may be are listed here, each with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from tests.helpers.clients import HANDSHAKE, HandClient, connect_http, connect_stdio
+from tests.helpers.gateway import gateway_over_stdio, gateway_process, patient_toml
+from tests.helpers.names import Names
+from tests.helpers.ports import free_port
+from tests.helpers.processes import START_TIMEOUT, ServerCommand, end, eventually
+from tests.integration.everything_steps import LISTS, STEPS, Seen, play
+
+pytestmark = pytest.mark.timeout(300)  # the first test that needs a package may have to fetch it
+
+NAMESPACE = "b"
+
+DIFFERENCES: dict[str, str] = {}
+"""By step: what differs, and why it must."""
+
+
+@asynccontextmanager
+async def everything_over_http(command: str) -> AsyncIterator[str]:
+    """The server at a free port; it cannot be told to take port 0."""
+    port = free_port()
+    server = await anyio.open_process(
+        [command, "streamableHttp"],
+        env={**os.environ, "PORT": str(port)},
+        stdin=None,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        await eventually(lambda: listens(port), within=START_TIMEOUT)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        with anyio.CancelScope(shield=True):
+            await end(server, signal.SIGTERM)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@asynccontextmanager
+async def client_of(front: str, toml: str) -> AsyncIterator[HandClient]:
+    if front == "http":
+        async with gateway_process(toml) as gateway, connect_http(gateway.url, HANDSHAKE) as one:
+            yield one
+    else:
+        async with gateway_over_stdio(toml) as gateway, connect_stdio(gateway.command, gateway.env, HANDSHAKE) as one:
+            yield one
+
+
+@pytest.mark.parametrize("front", ["http", "stdio"])
+@pytest.mark.parametrize("transport", ["stdio", "http"])
+async def test_all_that_it_has_is_the_same_through_the_gateway(
+    transport: str, front: str, everything_server: ServerCommand
+) -> None:
+    command = everything_server.command
+    if transport == "stdio":
+        async with connect_stdio([command], os.environ, HANDSHAKE) as one:
+            direct = await play(one)
+        async with client_of(front, patient_toml({NAMESPACE: {"command": command}})) as one:
+            through = await play(one, Names(NAMESPACE))
+    else:
+        async with everything_over_http(command) as url:
+            async with connect_http(url, HANDSHAKE) as one:
+                direct = await play(one)
+            async with client_of(front, patient_toml({NAMESPACE: {"url": url}})) as one:
+                through = await play(one, Names(NAMESPACE))
+    assert all_is_asked_for(direct) == []
+    different = {step: (seen, through[step]) for step, seen in direct.items() if seen != through[step]}
+    unexpected = {step: both for step, both in different.items() if step not in DIFFERENCES}
+    assert not unexpected, "\n\n".join(shown(step, *both) for step, both in unexpected.items())
+    assert set(DIFFERENCES) <= set(different), "no longer different: take it from the list"
+
+
+def shown(step: str, direct: Seen, through: Seen) -> str:
+    lines = [step]
+    for part in ("answer", "asked", "told"):
+        one, other = getattr(direct, part), getattr(through, part)
+        if one != other:
+            lines += [f"  {part}, directly:            {one}", f"  {part}, through the gateway: {other}"]
+    return "\n".join(lines)
+
+
+def all_is_asked_for(direct: dict[str, Seen]) -> list[str]:
+    """What the server lists and no step asks for."""
+    asked = str([step.params for step in STEPS])
+    return [
+        str(item[key])
+        for seen in direct.values()
+        for kind, key in LISTS.items()
+        if isinstance(seen.answer, dict)
+        for item in seen.answer.get(kind, [])
+        if f"'{item[key]}'" not in asked and "/static/" not in item[key]
+    ]

@@ -1,0 +1,119 @@
+"""Plays the whole table once: real servers of both eras over each transport, real gateways, a client for each column.
+
+`outcomes` gives for each cell that can be driven how it went; `test_table` compares that with the table.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+
+from tests.helpers.clients import PATIENCE, HandClient, Refused, connect_http, connect_stdio
+from tests.helpers.gateway import gateway_over_stdio, gateway_process, local, patient_toml, remote
+from tests.helpers.processes import http_server
+from tests.relay import table
+from tests.relay.desk import Desk
+from tests.relay.flows import PLAY
+from tests.relay.table import HANDSHAKE, NEWEST, WORKS, Cell, Impossible
+
+SCRIPT = "flows.py"
+OF_ERA = {HANDSHAKE: "handshake", NEWEST: "newest"}
+
+Server = tuple[str, str]
+"""Transport and era."""
+
+
+def name_of(server: Server) -> str:
+    transport, era = server
+    return f"{transport.lower().replace(', ', '-')}-{OF_ERA[era]}"
+
+
+@asynccontextmanager
+async def servers(wanted: Iterable[Server]) -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """The tables of the servers, by name; those over HTTP and SSE run."""
+    async with AsyncExitStack() as stack:
+        tables: dict[str, dict[str, Any]] = {}
+        for transport, era in wanted:
+            match transport:
+                case "stdio":
+                    found = local(SCRIPT, OF_ERA[era], "stdio")
+                case "HTTP":
+                    server = await stack.enter_async_context(http_server(SCRIPT, OF_ERA[era], "http"))
+                    found = remote(server.url)
+                case "SSE":
+                    server = await stack.enter_async_context(http_server(SCRIPT, OF_ERA[era], "sse", path="/sse"))
+                    found = remote(server.url, transport_type="sse")
+                case _:
+                    raise AssertionError(f"nobody knows how to start a server over {transport}")
+            tables[name_of((transport, era))] = found
+        yield tables
+
+
+@asynccontextmanager
+async def client(front: str, era: str, toml: str) -> AsyncIterator[HandClient]:
+    """A client of a gateway of its own."""
+    if front == "HTTP":
+        async with gateway_process(toml) as gateway, connect_http(gateway.url, era) as one:
+            yield one
+    else:
+        async with (
+            gateway_over_stdio(toml) as gateway,
+            connect_stdio(gateway.command, {**os.environ, **gateway.env}, era) as one,
+        ):
+            yield one
+
+
+def driven(transports: Iterable[str]) -> list[Cell]:
+    """The cells that are played over these transports."""
+    return [
+        cell
+        for cell in table.cells()
+        if cell.transport in transports and not isinstance(table.expected(cell), Impossible)
+    ]
+
+
+async def outcomes(transports: Iterable[str]) -> dict[Cell, str]:
+    """How each cell went: `works`, `refused CODE`, or what was wrong."""
+    cells = driven(transports)
+    found: dict[Cell, str] = {}
+    async with servers(dict.fromkeys((cell.transport, cell.server) for cell in cells)) as tables:
+        for front, era in dict.fromkeys((cell.front, cell.client) for cell in cells):
+            column = [cell for cell in cells if (cell.front, cell.client) == (front, era)]
+            try:
+                async with client(front, era, patient_toml(tables)) as one:
+                    for cell in column:
+                        found[cell] = await play(cell, one)
+            except Exception as error:  # every cell of the column has failed with it
+                found |= {cell: f"no client: {told(error)}" for cell in column if cell not in found}
+    return found
+
+
+async def play(cell: Cell, one: HandClient) -> str:
+    one.asked.clear()
+    one.heard.clear()
+    desk = Desk(one, name_of((cell.transport, cell.server)), cell.server)
+    try:
+        with anyio.fail_after(2 * PATIENCE):
+            await PLAY[cell.flow](desk)
+    except Refused as refused:
+        return f"refused {refused.error.get('code')}: {refused.error.get('message')}"
+    except Exception as error:  # whatever it is, it is what the cell has to say
+        return told(error)
+    return WORKS
+
+
+def told(error: BaseException) -> str:
+    """An error in a line or some; a group's members."""
+    if isinstance(error, BaseExceptionGroup):
+        return " / ".join(told(one) for one in error.exceptions)
+    return f"{type(error).__name__}: {error}"[:2000]
+
+
+if __name__ == "__main__":  # for a look at what is missing: python -m tests.relay.driver [TRANSPORT …]
+    for cell, outcome in anyio.run(outcomes, sys.argv[1:] or ("stdio", "HTTP", "SSE")).items():
+        print(f"{'ok  ' if outcome == WORKS else 'FAIL'} {cell}: {outcome[:300]}")
