@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -36,6 +37,16 @@ _CLEAR_UP_SECONDS = 5.0
 """What a question waits at most until it is clear which of several calls has asked it."""
 
 
+@dataclass(slots=True, eq=False)
+class _Question:
+    """One that the backend asked, and the front that it goes to."""
+
+    front: Front | None
+    may_clear_up: bool = False
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    is_over: anyio.Event = field(default_factory=anyio.Event)
+
+
 class BackendSession:
     """One open MCP session with a backend. `facts` is what the server said of itself."""
 
@@ -46,7 +57,7 @@ class BackendSession:
         self._on_change = on_change
         self._fronts: dict[int, Front] = {}
         self._next_token = 0
-        self._asked: dict[str | int | None, tuple[Front | None, anyio.CancelScope]] = {}
+        self._asked: dict[str | int | None, _Question] = {}
         self._session: ClientSession
         self._tasks: TaskGroup
         self.wire: Wire
@@ -234,9 +245,7 @@ class BackendSession:
         if "id" in message:
             await self._question(message["id"], method, params, of_request)
         elif method == "notifications/cancelled":
-            _, question = self._asked.pop(_hashable(params.get("requestId")), (None, None))
-            if question is not None:
-                question.cancel()
+            await self._withdraw(self._asked.pop(_hashable(params.get("requestId")), None))
         elif method == "notifications/progress":
             await self._progress(params)
         elif method == "notifications/message":
@@ -288,26 +297,18 @@ class BackendSession:
             with suppress(BackendError):
                 await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": NOT_ASKED}, self._era_headers())
             return
-        front, scope = self._caller(of_request), anyio.CancelScope()
-        self._asked[_hashable(request_id)] = (front, scope)
+        question = self._asked[_hashable(request_id)] = _Question(self._caller(of_request))
         may_clear_up = of_request is None and len(self._running()) > self._unclear + 1
-        self._tasks.start_soon(self._answer, request_id, method, params, front, scope, may_clear_up)
+        question.may_clear_up = question.front is None and may_clear_up
+        self._tasks.start_soon(self._answer, request_id, method, params, question)
 
-    async def _answer(
-        self,
-        request_id: Any,
-        method: str,
-        params: Json,
-        front: Front | None,
-        scope: anyio.CancelScope,
-        may_clear_up: bool,
-    ) -> None:
+    async def _answer(self, request_id: Any, method: str, params: Json, question: _Question) -> None:
         answer: Json = {"error": NOT_ASKED}
-        with scope:
-            if front is None and may_clear_up:
-                front = await self._one_left()
-                self._asked[_hashable(request_id)] = (front, scope)
-            answer = await self._ask(front, method, params)
+        with question.scope:
+            if question.may_clear_up:
+                question.front = await self._one_left()
+            answer = await self._ask(question.front, method, params)
+        question.is_over.set()
         if self._asked.pop(_hashable(request_id), None) is None:
             return  # the backend took the question back
         with suppress(BackendError):
@@ -327,9 +328,17 @@ class BackendSession:
 
     def _end_questions(self, front: Front | None) -> None:
         """A call is over: nobody is to answer for it any more."""
-        for asked, question in self._asked.values():
-            if asked is front and front is not None:
-                question.cancel()
+        for question in self._asked.values():
+            if question.front is front and front is not None:
+                question.scope.cancel()
+
+    async def _withdraw(self, question: _Question | None) -> None:
+        """The backend took a question back. The client hears so before anything that comes next, which may be the
+        answer to its request, and with it the end of the way to it."""
+        if question is not None:
+            question.scope.cancel()
+            with anyio.move_on_after(_TELL_SECONDS):
+                await question.is_over.wait()
 
     async def _ask(self, front: Front | None, method: str, params: Json) -> Json:
         refusal = NOT_ASKED if front is None else front.refusal(method, params)
