@@ -127,6 +127,8 @@ class BackendSession:
             try:
                 answer = await self._send(method, self._with_meta(params, token, front))
                 is_answered = True
+                for question in self._end_questions(front):
+                    await self._withdraw(question)
                 return answer
             except MCPError as error:
                 is_answered = True
@@ -326,11 +328,12 @@ class BackendSession:
             self._unclear -= 1
         return self._caller() if given_up == self._given_up else None
 
-    def _end_questions(self, front: Front | None) -> None:
-        """A call is over: nobody is to answer for it any more."""
-        for question in self._asked.values():
-            if question.front is front and front is not None:
-                question.scope.cancel()
+    def _end_questions(self, front: Front | None) -> list[_Question]:
+        """A call is over: nobody is to answer for it any more. What it had asked."""
+        questions = [each for each in self._asked.values() if each.front is front and front is not None]
+        for question in questions:
+            question.scope.cancel()
+        return questions
 
     async def _withdraw(self, question: _Question | None) -> None:
         """The backend took a question back. The client hears so before anything that comes next, which may be the
