@@ -43,6 +43,7 @@ class _Question:
 
     front: Front | None
     may_clear_up: bool = False
+    is_taken_back: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     is_over: anyio.Event = field(default_factory=anyio.Event)
 
@@ -247,7 +248,10 @@ class BackendSession:
         if "id" in message:
             await self._question(message["id"], method, params, of_request)
         elif method == "notifications/cancelled":
-            await self._withdraw(self._asked.pop(_hashable(params.get("requestId")), None))
+            question = self._asked.get(_hashable(params.get("requestId")))
+            if question is not None:
+                question.is_taken_back = True
+                await self._withdraw(question)
         elif method == "notifications/progress":
             await self._progress(params)
         elif method == "notifications/message":
@@ -311,8 +315,9 @@ class BackendSession:
                 question.front = await self._one_left()
             answer = await self._ask(question.front, method, params)
         question.is_over.set()
-        if self._asked.pop(_hashable(request_id), None) is None:
-            return  # the backend took the question back
+        self._asked.pop(_hashable(request_id), None)
+        if question.is_taken_back:
+            return
         with suppress(BackendError):
             await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
 
@@ -335,13 +340,12 @@ class BackendSession:
             question.scope.cancel()
         return questions
 
-    async def _withdraw(self, question: _Question | None) -> None:
-        """The backend took a question back. The client hears so before anything that comes next, which may be the
+    async def _withdraw(self, question: _Question) -> None:
+        """Nobody needs the answer any more. The client hears so before anything that comes next, which may be the
         answer to its request, and with it the end of the way to it."""
-        if question is not None:
-            question.scope.cancel()
-            with anyio.move_on_after(_TELL_SECONDS):
-                await question.is_over.wait()
+        question.scope.cancel()
+        with anyio.move_on_after(_TELL_SECONDS):
+            await question.is_over.wait()
 
     async def _ask(self, front: Front | None, method: str, params: Json) -> Json:
         refusal = NOT_ASKED if front is None else front.refusal(method, params)

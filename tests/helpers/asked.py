@@ -22,13 +22,15 @@ ANSWERS: Json = {
 
 class AskedClient(RawClient):
     """A client that answers questions: in the handshake era while its request is open, in the newest with a retry.
-    `asked` holds the questions as they came, `heard` the notifications."""
+    `asked` holds the questions as they came, `ids` their ids in the handshake era, `heard` the notifications. An answer
+    that is None is never given."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.answers: Json = dict(ANSWERS)
         self.asked: list[Json] = []
         self.heard: list[Json] = []
+        self.ids: list[Any] = []
 
     async def finished(self, method: str, params: Json) -> Json:
         """The last answer to a request, after all questions."""
@@ -76,7 +78,10 @@ class AskedClient(RawClient):
     async def _take(self, message: Json) -> None:
         if "method" in message and "id" in message:
             self.asked.append({key: message[key] for key in ("method", "params") if key in message})
+            self.ids.append(message["id"])
             answer = self.answers[message["method"]]
+            if answer is None:
+                return
             outcome = {"error": answer} if "code" in answer else {"result": answer}
             await super()._post({"jsonrpc": "2.0", "id": message["id"], **outcome})
         elif "method" in message:

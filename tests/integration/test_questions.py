@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
 from providers.lines import MODERN
@@ -272,6 +273,30 @@ async def test_while_one_call_is_parked_another_may_ask() -> None:
         first = (await one.request("tools/call", params))["result"]
         assert "file:///two" in str(told(await two.finished("tools/call", params)))
         assert "file:///here" in str(told(await one.request("tools/call", params | one.retry(first))))
+
+
+# ------------------------------------------------------------------------------------------------------- taken back
+
+
+@pytest.mark.core
+async def test_a_client_hears_that_a_question_was_taken_back_before_its_call_is_answered() -> None:
+    async with asking(version=HANDSHAKE) as (_, one), anyio.create_task_group() as tasks:
+        one.answers["roots/list"] = None
+        for _number in range(5):
+            before = len(one.asked)
+            tasks.start_soon(one.request, "tools/call", call(in_vain=[{"method": "roots/list"}]))
+            await eventually(lambda before=before: len(one.asked) > before)  # type: ignore[misc]
+            await one.request("tools/call", call() | {"name": "b_seen"})
+    assert [each["params"]["requestId"] for each in one.heard] == one.ids
+
+
+@modern
+async def test_a_question_that_was_taken_back_while_a_call_is_parked_needs_no_answer() -> None:
+    async with asking() as (_, one):
+        params = call(in_vain=[{"method": "roots/list"}])
+        first = (await one.request("tools/call", params))["result"]
+        await one.request("tools/call", call() | {"name": "b_seen"})
+        assert told(await one.request("tools/call", params | one.retry(first)))["answers"] == []
 
 
 # --------------------------------------------------------------------------------------- URLs, and when they are done

@@ -2,7 +2,8 @@
 
 The arguments of any tool, and those of the prompt, are `ask`: a list of questions, each with `method` and `params`,
 asked at once; what it is answered with is the JSON of all answers, in order, and of what the client declared. Resources
-ask for the roots. `then` is a list of such lists: rounds. Notifications in `say` are sent after each round.
+ask for the roots. What `in_vain` asks is taken back when a call of the tool `seen` comes. `then` is a list of such
+lists: rounds. Notifications in `say` are sent after each round.
 """
 
 import itertools
@@ -14,6 +15,7 @@ declared: object = None
 numbers = itertools.count(1)
 answers: dict[str, object] = {}
 news = threading.Condition()
+seen = threading.Semaphore(0)
 
 
 def send(message: object) -> None:
@@ -31,6 +33,11 @@ def ask(questions: list) -> list:
 
 
 def told(arguments: dict) -> str:
+    for question in arguments.get("in_vain", []):
+        number = f"in-vain-{next(numbers)}"
+        send({"id": number, **question})
+        seen.acquire()
+        send({"method": "notifications/cancelled", "params": {"requestId": number}})
     rounds = [arguments.get("ask", []), *arguments.get("then", [])]
     heard = []
     for questions in rounds:
@@ -47,7 +54,7 @@ def result_of(method: str, params: dict) -> object:
             about = {"serverInfo": {"name": "asks", "version": "1"}}
             return {"protocolVersion": "2025-11-25", "capabilities": capabilities, **about}
         case "tools/list":
-            return {"tools": [{"name": "ask", "inputSchema": {"type": "object"}}]}
+            return {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("ask", "seen")]}
         case "resources/list":
             return {"resources": [{"uri": "data://roots", "name": "roots"}]}
         case "resources/templates/list":
@@ -55,6 +62,8 @@ def result_of(method: str, params: dict) -> object:
         case "prompts/list":
             return {"prompts": [{"name": "ask", "arguments": [{"name": "ask"}]}]}
         case "tools/call":
+            if params["name"] == "seen":
+                seen.release()
             return {"content": [{"type": "text", "text": told(params.get("arguments") or {})}]}
         case "resources/read":
             return {"contents": [{"uri": params["uri"], "text": told({"ask": [{"method": "roots/list"}]})}]}
