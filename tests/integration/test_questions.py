@@ -278,10 +278,11 @@ async def test_while_one_call_is_parked_another_may_ask() -> None:
 # ------------------------------------------------------------------------------------------------------- taken back
 
 
-@pytest.mark.core
+@modern  # mcp 1 says nothing to the client
 async def test_a_client_hears_that_a_question_was_taken_back_before_its_call_is_answered() -> None:
     async with asking(version=HANDSHAKE) as (_, one), anyio.create_task_group() as tasks:
         one.answers["roots/list"] = None
+        await one.request("tools/call", call())  # the backend has started
         for _number in range(5):
             before = len(one.asked)
             tasks.start_soon(one.request, "tools/call", call(in_vain=[{"method": "roots/list"}]))
