@@ -63,11 +63,10 @@ def _session_options(gateway: Gateway) -> dict[str, Any]:
     """How sessions last and are taken up; FastMCP 3.4 knows neither of a session nor whose its events are."""
     if not lines.MODERN:
         return {}
-    return {
-        "session_idle_timeout": gateway.settings.session_timeout,
-        "event_store": ReplayStore(),
-        "retry_interval": RETRY_MILLISECONDS,
-    }
+    options: dict[str, Any] = {"session_idle_timeout": gateway.settings.session_timeout}
+    if gateway.settings.resumable:
+        options |= {"event_store": ReplayStore(), "retry_interval": RETRY_MILLISECONDS}
+    return options
 
 
 def _livez(gateway: Gateway) -> JSONResponse:
