@@ -213,6 +213,21 @@ async def test_headers_without_end_are_cut_off_and_cost_nobody_anything() -> Non
         assert "result" in await caller.request("ping", {})
 
 
+@pytest.mark.parametrize("begun", [b"", b"POST", b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: a"])
+async def test_who_never_comes_to_the_end_of_the_headers_is_hung_up_on(
+    begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("composition.http._HEAD_SECONDS", 0.3)
+    async with gateway_over_http("") as gateway, raw_client(gateway.url) as caller:
+        host, port = gateway.url.split("/")[2].split(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            if begun:
+                await stream.send(begun)
+            with anyio.fail_after(10), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await stream.receive()
+        assert "result" in await caller.request("ping", {})
+
+
 # ------------------------------------------------------------------------------------------------- what the log tells
 
 
