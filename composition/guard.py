@@ -51,15 +51,16 @@ class Guard:
             return await _too_large()(scope, receive, send)
         if "content-length" not in headers and scope["method"] == "POST":
             receive, send = _measured(scope, receive, send)
-        if _opens_session(scope, headers):
-            return await self._open(scope, receive, send)
-        return await self._app(scope, receive, send)
-
-    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             user = self._user()
         except NotAuthenticated:
             return await self._app(scope, receive, send)  # which says how to authenticate
+        _name_owner(scope, user)
+        if _opens_session(scope, headers):
+            return await self._open(user, scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    async def _open(self, user: Identity, scope: Scope, receive: Receive, send: Send) -> None:
         if self._open_sessions(user) + self._opening[user.key] >= self._max_sessions:
             text = (
                 f"You have {self._max_sessions} sessions open, which is as many as one user may have. "
@@ -74,6 +75,14 @@ class Guard:
             self._opening[user.key] -= 1
             if not self._opening[user.key]:
                 del self._opening[user.key]
+
+
+def _name_owner(scope: Scope, user: Identity) -> None:
+    """The SDK binds a session to client, issuer and subject of the token. Where the subject stands in the claims alone
+    (as FastMCP 3.4 has it), two users of one client would be the same to it."""
+    token = getattr(scope.get("user"), "access_token", None)
+    if token is not None and token.subject is None:
+        scope["user"].access_token = token.model_copy(update={"subject": user.key})
 
 
 def _opens_session(scope: Scope, headers: Headers) -> bool:

@@ -63,11 +63,10 @@ def _session_options(gateway: Gateway) -> dict[str, Any]:
     """How sessions last and are taken up; FastMCP 3.4 knows neither of a session nor whose its events are."""
     if not lines.MODERN:
         return {}
-    return {
-        "session_idle_timeout": gateway.settings.session_timeout,
-        "event_store": ReplayStore(),
-        "retry_interval": RETRY_MILLISECONDS,
-    }
+    options: dict[str, Any] = {"session_idle_timeout": gateway.settings.session_timeout}
+    if gateway.settings.resumable:
+        options |= {"event_store": ReplayStore(), "retry_interval": RETRY_MILLISECONDS}
+    return options
 
 
 def _livez(gateway: Gateway) -> JSONResponse:
@@ -117,7 +116,7 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}"
 
 
-class _Connection(HttpToolsProtocol):
+class ClientConnection(HttpToolsProtocol):
     """A client's connection, on which a request's headers have an end: in bytes and in time. uvicorn knows of neither,
     so that a few clients that never come to the end could hold its memory and its sockets."""
 
@@ -202,7 +201,7 @@ async def serve(gateway: Gateway, listener: socket.socket, on_start: Callable[[]
     """
     config = uvicorn.Config(
         build_app(gateway),
-        http=_Connection,
+        http=ClientConnection,
         access_log=False,
         log_config=None,
         lifespan="on",

@@ -20,6 +20,8 @@ from providers.identity import Identity
 from providers.lease import CALLS
 
 _MAX_PURPOSE = 300
+_MAX_INSTRUCTIONS = 16 * 1024
+"""Characters of one server's own instructions; no model reads more, and a client may refuse a longer welcome."""
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
 _FAREWELL_SECONDS = 1.0
 """What a call that is ended gets to say so."""
@@ -108,10 +110,19 @@ def instructions(name: str, mounts: list[tuple[Mount, Identity]]) -> str:
     if not mounts:
         return f"{name}: no server is available to you at the moment."
     servers = "\n".join(f"- {mount.resource.name}: {purpose(mount, identity)}" for mount, identity in mounts)
+    said = [(mount.resource.name, _own_instructions(mount, identity)) for mount, identity in mounts]
+    chapters = "".join(f"\n\n# How to use {server}\n\n{text}" for server, text in said if text)
     return (
         f"{name} offers the tools of several servers. A tool is named after its server: 'server_tool'. "
-        f"The servers:\n{servers}"
+        f"The servers:\n{servers}{chapters}"
     )
+
+
+def _own_instructions(mount: Mount, identity: Identity) -> str:
+    """A server's own instructions word for word, where its line in the list does not hold them already."""
+    listing = mount.catalogue.known_to(identity)
+    text = str(listing.facts.get("instructions") or "") if listing else ""
+    return text[:_MAX_INSTRUCTIONS] if text != purpose(mount, identity) else ""
 
 
 def purpose(mount: Mount, identity: Identity) -> str:

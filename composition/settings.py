@@ -47,6 +47,7 @@ class Settings(BaseModel):
     drain_timeout: Seconds = Field(default=20.0, description="seconds that open calls get at shutdown")
     session_timeout: Seconds = Field(default=1800.0, description="seconds until a silent client session is ended")
     max_sessions_per_user: Count = Field(default=500, description="sessions that one user may have open")
+    resumable: bool = Field(default=True, description="whether clients may take up a stream that broke")
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
 
     @field_validator("store")

@@ -97,7 +97,7 @@ class Front:
     @property
     def log_level(self) -> str | None:
         """The level that its client asked for."""
-        return lines.log_level(self.request)
+        return lines.log_level(self.request) if self.request is not None else None
 
     def _wants_log(self, level: object) -> bool:
         """Who never asked wants all of it in the handshake era, and nothing in that of 2026-07-28."""

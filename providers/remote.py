@@ -32,7 +32,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 
 _RESUME_TRIES = 3
 """How often in a row, without a new event, a broken answer is taken up again."""
-_RESUME_PAUSE, _MIN_RESUME_PAUSE, _MAX_RESUME_PAUSE = 0.25, 0.1, 5.0
+_RESUME_PAUSE, _MIN_RESUME_PAUSE, _MAX_RESUME_PAUSE = 0.25, 0.1, 60.0
 """Seconds before each try: where the server names none, so that who calls a server that has died hears of it within a
 second; and the bounds of what it names."""
 _LISTEN_PAUSE, _MAX_LISTEN_PAUSE = 1.0, 30.0

@@ -223,8 +223,8 @@ class BackendSession:
         failure = self.wire.failure
         problem = failure.problem if failure else "the connection was closed before the answer came. Try again."
         kind = type(failure) if failure else BackendUnavailable
-        if kind is BackendUnavailable and not self._is_ending:
-            kind = BackendLost
+        if kind is BackendUnavailable and (failure is not None or not self._is_ending):
+            kind = BackendLost  # it died first, and we closed what was left
         return kind(self.server, problem, not_sent=not_sent)
 
     async def ping(self, deadline: float) -> bool:

@@ -296,7 +296,7 @@ def as_documented(model: type[BaseModel], key: str) -> str:
             return f"`{str(default).lower()}`"
         case str():
             return f'`"{default}"`'
-        case float():
+        case int() | float():
             return f"`{default:g}`"
         case tuple():
             return "`[]`"

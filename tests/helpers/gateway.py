@@ -27,7 +27,7 @@ from fastmcp.client.transports import StdioTransport, StreamableHttpTransport
 from fastmcp.server.auth import AuthProvider
 
 from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
-from composition.http import address_of, bind, build_app
+from composition.http import ClientConnection, address_of, bind, build_app
 from composition.servers_file import load_configuration
 from providers.lines import MODERN
 from tests.helpers.processes import SERVERS, START_TIMEOUT, end, eventually, stdio_server
@@ -116,6 +116,7 @@ async def gateway_over_http(toml: str, *, auth: AuthProvider | None = None) -> A
         gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
         config = uvicorn.Config(
             build_app(gateway),
+            http=ClientConnection,
             access_log=False,
             log_config=None,
             lifespan="on",

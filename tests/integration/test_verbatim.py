@@ -234,3 +234,45 @@ async def test_a_cursor_that_the_gateway_did_not_give_is_refused(cursor: str, ve
     async with relayed(version) as caller:
         answer = await caller.request("tools/list", {"cursor": cursor})
     assert answer["error"] == {"code": -32602, "message": "Invalid cursor"}
+
+
+async def test_the_instructions_of_each_server_are_in_those_of_the_gateway() -> None:
+    async with (
+        http_backend(**ANSWERS) as backend,
+        gateway_over_http(servers_toml({"b": {"url": backend.url, "description": "For odd things."}})) as gateway,
+    ):
+        async with raw_client(gateway.url) as caller:
+            await caller.request("tools/list", {})
+        async with raw_client(gateway.url) as caller:
+            said = caller.welcome["instructions"]
+    assert "- b: For odd things." in said
+    assert "# How to use b\n\nFirst line.\n\n  * Use `odd` with care.\n" in said
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_tasks_are_not_offered_and_what_asks_for_one_is_called_as_usual(version: str) -> None:
+    """2025-11-25, basic/utilities/tasks: a server without the capability takes the request and ignores `task`."""
+    received: list[Json] = []
+
+    async def noted(seen: Seen) -> web.StreamResponse:
+        received.append(seen.message["params"])
+        return web.json_response(answer(seen, {"content": []}))
+
+    async with relayed(version, tools_call=noted) as caller:
+        call = {"name": "b_odd", "arguments": {}, "task": {"ttl": 60_000}}
+        result = (await caller.request("tools/call", call))["result"]
+        assert own(result) == {"content": []} and "task" not in received[0]
+        if version == HANDSHAKE:
+            assert "tasks" not in caller.welcome["capabilities"]
+        else:
+            facts = (await caller.request("server/discover", {}))["result"]
+            extensions = facts["capabilities"].get("extensions", {})
+            assert "tasks" not in facts["capabilities"] and "io.modelcontextprotocol/tasks" not in extensions
+        for method in ("tasks/list", "tasks/get", "tasks/cancel", "tasks/result"):
+            assert (await caller.request(method, {"taskId": "1"}))["error"]["code"] == -32601
+
+
+async def test_a_tool_that_only_runs_as_a_task_says_so_itself() -> None:
+    error = {"code": -32601, "message": "This tool runs as a task only."}
+    async with relayed(HANDSHAKE, tools_call=fails(error)) as caller:
+        assert (await caller.request("tools/call", {"name": "b_odd", "arguments": {}}))["error"] == error
