@@ -122,6 +122,8 @@ async def log_level(desk: Desk) -> None:
 
 async def log(desk: Desk) -> None:
     params = {"name": "say", "arguments": {"mark": desk.mark}}
+    if not desk.client.is_newest:
+        await desk.client.request("logging/setLevel", {"level": "debug"})
     call = await desk.exchange("tools/call", params, log_meta(desk, "debug"))
     said = [{"level": level, "logger": "flows", "data": {"text": f"{desk.mark} {level}"}} for level in world.LEVELS]
     assert heard(call, LOGS) == said
