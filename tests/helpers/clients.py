@@ -68,6 +68,7 @@ class HandClient:
     def __init__(self, era: str, tasks: anyio.abc.TaskGroup, capabilities: Json | None = None) -> None:
         self.era, self._tasks = era, tasks
         self.capabilities = CAPABILITIES[era] if capabilities is None else capabilities
+        self.patience = PATIENCE
         self.answers: dict[str, Any] = {}
         self.heard: list[Json] = []
         self.asked: list[Json] = []
@@ -112,7 +113,7 @@ class HandClient:
         more: Json = {}
         for _ in range(4):
             pending = await self.begin(method, (params or {}) | more, meta)
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(self.patience):
                 await pending.done.wait()
             heard += pending.heard
             result = (pending.answer or {}).get("result") or {}
@@ -203,7 +204,7 @@ class HandClient:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something that came makes the condition true."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(self.patience):
             while not condition():
                 await self._news.wait()
 

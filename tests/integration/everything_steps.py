@@ -6,6 +6,7 @@ twice (the time of day, ids made up on the spot, a level drawn by lot) is put in
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import dataclass, field
@@ -175,13 +176,15 @@ async def play(client: HandClient, names: Names | None = None) -> dict[str, Seen
 
 
 async def _told(client: HandClient, step: Step) -> list[Json]:
-    """The notifications of a step; one that does not come is not there, and that is seen."""
+    """The notifications of a step; one that does not come is not there, and that is seen. That lists have changed is
+    said at any time, and once for many changes: it counts where it is waited for, once."""
     for method in step.tells:
         try:
             await client.notified(method)
         except TimeoutError:
             return [*client.heard, {"method": f"{method} DID NOT COME"}]
-    return list(client.heard)
+    changed = [{"method": method} for method in step.tells if method.endswith("list_changed")]
+    return [*changed, *(one for one in client.heard if not one["method"].endswith("list_changed"))]
 
 
 def normal(value: Any) -> Any:
@@ -198,7 +201,16 @@ def normal(value: Any) -> Any:
         return value
     if value.startswith("{") and '"PATH"' in value:
         return "the environment"
-    return _TIME.sub("NOW", _MADE_UP.sub("ID", value))
+    return _TIME.sub("NOW", _MADE_UP.sub("ID", _readable(value)))
+
+
+def _readable(value: str) -> str:
+    """The text in a base64 blob, where it is one: there is a time of day in it."""
+    try:
+        text = base64.b64decode(value, validate=True).decode()
+    except ValueError:
+        return value
+    return text if text.startswith("Resource ") else value
 
 
 def _own_meta(meta: Any) -> Any:

@@ -68,6 +68,7 @@ def era_of(number: int) -> str:
 async def person(url: str, number: int, **options: Any) -> AsyncIterator[HandClient]:
     headers = {"Authorization": f"Bearer {token(user_of(number))}"}
     async with connect_http(url, era_of(number), headers=headers, **options) as one:
+        one.patience = 90  # twenty wait for what is shared
         yield one
 
 
@@ -91,6 +92,8 @@ async def test_twenty_sessions_at_once_hear_and_answer_only_what_is_theirs() -> 
 async def live(one: HandClient, mark: str, eras: dict[str, str]) -> None:
     """One person's day: the same on every server, on all of them at once."""
     one.answers = answers_of(mark)
+    if not one.is_newest:  # which says it with each request
+        await one.request("logging/setLevel", {"level": "debug"})
     async with anyio.create_task_group() as tasks:
         for server, era in eras.items():
             tasks.start_soon(use, one, server, era, mark)
@@ -128,7 +131,8 @@ async def progress_and_log(desk: Desk, own: str) -> None:
     assert [one["message"] for one in steps] == [f"{own} {step}" for step in (1, 2, 3)]
     told = await desk.exchange("tools/call", {"name": "say", "arguments": {"mark": own}}, meta)
     lines = [one["data"]["text"] for one in heard(told, "notifications/message")]
-    assert [line for line in lines if line.startswith(own)] == [f"{own} {level}" for level in LEVELS]
+    expected = [f"{own} {level}" for level in LEVELS]
+    assert [line for line in lines if line.startswith(own)] == expected, f"{desk.client.era}: {own}: {lines}"
 
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")

@@ -137,6 +137,7 @@ async def ask_in_vain(call: Call, mark: str) -> Any:
     question = asyncio.ensure_future(fill_in(call, mark))
     await call.server.given_up[mark].wait()
     question.cancel()
+    await asyncio.wait({question})  # it says so first
     return "withdrawn"
 
 
