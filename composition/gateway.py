@@ -23,6 +23,7 @@ from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
 from composition.registry import Registry
+from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines
@@ -106,6 +107,7 @@ class Gateway:
             auth=auth,
             mask_error_details=True,
         )
+        Relay(self.registry, self.pool).serve(self.mcp)
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         self._http: HttpClient | None = None
         self._tasks: TaskGroup | None = None
@@ -170,6 +172,7 @@ class Gateway:
     async def drain(self) -> None:
         """Take no more calls, and give the open ones `drain_timeout` seconds to end."""
         self.state = GatewayState.DRAINING
+        self.registry.listeners.stop()
         await self.root.drain(self.settings.drain_timeout)
 
     # --- configuration
@@ -220,8 +223,7 @@ class Gateway:
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)
-        for mount in self.registry.mounts.values():
-            mount.catalogue.forget_session(session)
+        self.registry.session_ended(session)
 
     def operator_caller(self) -> Caller:
         """The operator, for what the gateway does by itself: warming up and `check`. An administrator only where

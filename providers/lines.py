@@ -300,12 +300,12 @@ async def tell_client(request: Any, method: str, params: Json | None) -> None:
     )
 
 
-async def tell_session(owner: Any, method: str) -> None:
-    """Send a notification without params to a session at large, if it is still there."""
+async def tell_session(owner: Any, method: str, params: Json | None = None) -> None:
+    """Send a notification to a session at large, if it is still there."""
     if MODERN:
-        await owner.notify(method, None)
+        await owner.notify(method, params)
     else:
-        await owner.send_notification(RawRequest(method=method))
+        await owner.send_notification(RawRequest(method=method, params=params))
 
 
 # --- the root server
@@ -334,6 +334,13 @@ def error_data(error: Exception) -> Json:
     """code, message and data of the SDK's error."""
     data: Json = error.error.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
     return data
+
+
+def mcp_error(code: int, message: str, data: Any = None) -> MCPError:
+    """The SDK's error, as a request is answered with."""
+    if MODERN:
+        return MCPError(code, message, data)
+    return MCPError(mcp_types.ErrorData(code=code, message=message, data=data))  # type: ignore[call-arg, arg-type]
 
 
 def lifespan(server: FastMCP[Any]) -> AbstractAsyncContextManager[None]:

@@ -22,7 +22,8 @@ from providers.caller import CallClock, Front
 from providers.errors import BackendError, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
-from providers.resource import McpServerResource, Timeouts
+from providers.listening import ACKNOWLEDGED, Listening, without_subscription
+from providers.resource import Isolation, McpServerResource, Timeouts
 from providers.wire import NOT_SENT, WIRE_ERROR_CODE, Message, Wire
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,16 @@ _REFUSED = {"code": -32601, "message": "The client that made this call cannot be
 class BackendSession:
     """One open MCP session with a backend. `facts` is what the server said of itself."""
 
-    def __init__(self, resource: McpServerResource, on_change: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        resource: McpServerResource,
+        on_change: Callable[[str], None],
+        on_update: Callable[[Json], None] = lambda params: None,
+    ) -> None:
         self.server = resource.name
+        self.listening: Listening | None = None
+        self._keeps_listening = resource.isolation is not Isolation.CALL
+        self._on_update = on_update
         self.facts: Json = {}
         self._timeouts: Timeouts = resource.timeouts
         self._on_change = on_change
@@ -68,6 +77,26 @@ class BackendSession:
         """Take over what FastMCP's client negotiated over the wire."""
         self._session = client.session
         self.facts, self.era = lines.server_facts(client), lines.era_memory(client)
+        if self.is_modern and self._keeps_listening:
+            self._listen()
+
+    def _listen(self) -> None:
+        """In the 2026-07-28 era the backend tells of changes only to who listens."""
+        self.listening = Listening(
+            self.server,
+            self.facts.get("capabilities") or {},
+            lambda params: self._send("subscriptions/listen", params),
+            tasks=self._tasks,
+            patience=self._timeouts.initialize,
+            on_gap=self._tell_of_gap,
+        )
+        self._tasks.start_soon(self.listening.keep)
+
+    def _tell_of_gap(self) -> None:
+        """Nobody listened for a while: anything may have changed."""
+        self._on_change("")
+        for uri in self.listening.uris if self.listening else ():
+            self._on_update({"uri": uri})
 
     def end(self) -> None:
         """It is about to be closed: whatever still runs on it fails now, and the backend hears of it."""
@@ -186,6 +215,11 @@ class BackendSession:
             return isinstance(error, MCPError | BackendProtocolError)  # a bad answer is an answer
         return True
 
+    async def tell(self, method: str) -> None:
+        """Send a notification without params; a backend that is gone is no error."""
+        with suppress(BackendError):
+            await self.wire.send({"jsonrpc": "2.0", "method": method}, self._era_headers())
+
     # --- what the backend sends by itself
 
     async def receive(self, message: Message) -> None:
@@ -205,8 +239,14 @@ class BackendSession:
             front = self._caller()
             if front is not None:
                 await self._tell(front, front.tell(method, params))
+        elif method == ACKNOWLEDGED and self.listening is not None:
+            self.listening.acknowledge(params)
+        elif self.listening is not None and not self.listening.is_current(params):
+            pass  # of a stream that was replaced: it comes on the new one, too
         elif method.endswith("/list_changed"):
             self._on_change(method)
+        elif method == "notifications/resources/updated":
+            self._on_update(without_subscription(params))
 
     async def _progress(self, params: Json) -> None:
         token = params.get("progressToken")

@@ -21,22 +21,24 @@ FLOORS = (
     ("composition.cli",),
     ("composition.http", "composition.report"),
     ("composition.gateway",),
-    ("composition.root",),
-    ("composition.registry",),
+    ("composition.root", "composition.relay"),
+    ("composition.registry", "composition.capabilities"),
     ("composition.mount", "composition.servers_file"),
     ("composition.settings",),
     # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
     ("providers.catalogue",),
-    ("providers.lease", "providers.components"),
+    ("providers.subscriptions",),
+    ("providers.channel", "providers.lease", "providers.components"),
     ("providers.pool",),
     ("providers.opener", "providers.backoff"),
     ("providers.client", "providers.connection"),
     ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
     ("providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
     ("providers.endpoint",),
-    ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
-    ("providers.identity", "providers.direct"),
+    ("providers.listener",),
+    ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream", "providers.listening"),
+    ("providers.identity", "providers.direct", "providers.low_level"),
     ("providers.errors", "providers.lines"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
@@ -52,7 +54,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "watchfiles": ("composition/servers_file.py",),
 }
 
-TOUCHES_PRIVATE = ("providers/lines.py",)
+TOUCHES_PRIVATE = ("providers/lines.py", "providers/low_level.py")
 """Where private names of FastMCP and of the SDK are used, each with its reason: an upgrade is one file."""
 
 WHERE_THE_LOOP_IS_RUN = ("composition/cli.py", "composition/http.py", "composition/gateway.py")
