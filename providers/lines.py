@@ -29,7 +29,7 @@ if TYPE_CHECKING or MODERN:
     from mcp_types.jsonrpc import jsonrpc_message_adapter
     from mcp_types.version import MODERN_PROTOCOL_VERSIONS as MODERN_PROTOCOL_VERSIONS
 else:
-    from mcp import McpError as MCPError  # noqa: F401 - for whoever imports it from here
+    from mcp import McpError as MCPError
     from mcp import types as mcp_types
 
     jsonrpc_message_adapter = TypeAdapter(mcp_types.JSONRPCMessage)

@@ -1,7 +1,7 @@
 """The MCP SDK's low-level server below FastMCP: messages that FastMCP has no components for.
 
-`composition.relay` comes in. Beside `lines`, the only module that touches a private attribute: FastMCP does not show the
-server that its own handlers hang on.
+`composition.relay` comes in. Beside `lines`, the only module that touches a private attribute: FastMCP does not show
+the server that its own handlers hang on.
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ class Subscriptions:
                     logger.debug("server '%s': subscriptions wait (%s)", channel.key.server, error.problem)
                     channel.fail(error)
                     await self._rest(channel)
-                else:
+                    continue
+                if channel.watches:
                     await channel.wait()
         except Exception as fault:  # a task ends here: one server's fault must not end the gateway
             logger.exception("server '%s': its subscriptions ended", channel.key.server, exc_info=fault)
