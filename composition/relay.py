@@ -120,7 +120,7 @@ class Relay:
                     tasks.cancel_scope.cancel()
         except CallerError as error:
             raise _shown(error) from None
-        return {"_meta": meta, "resultType": "complete"}
+        return {"_meta": meta}
 
     def _mounts_of(self, asked: Json, caller: Caller) -> dict[str, Mount]:
         """The resources that can be subscribed to, as far as is known, each with its server. One that may not be read

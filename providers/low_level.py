@@ -12,7 +12,7 @@ from typing import Any
 
 from fastmcp import FastMCP
 
-from providers.lines import MODERN, Json, mcp_types
+from providers.lines import MODERN, MODERN_PROTOCOL_VERSIONS, Json, mcp_types
 
 
 def serve_others(
@@ -41,7 +41,9 @@ def serve_others(
 
 
 async def _answer_raw(answer: Callable[[Any, Json], Awaitable[Json]], request: Any, params: Any) -> Json:
-    return await answer(request, dict(request.params or {}))
+    result = await answer(request, dict(request.params or {}))
+    is_modern = request.protocol_version in MODERN_PROTOCOL_VERSIONS
+    return {"resultType": "complete"} | result if is_modern else result
 
 
 async def _take_raw(take: Callable[[], Awaitable[None]], request: Any, params: Any) -> None:

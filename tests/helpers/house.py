@@ -10,6 +10,7 @@ import anyio
 from fastmcp import Client
 
 from composition.registry import Registry
+from composition.relay import Relay
 from composition.root import RootMiddleware
 from providers import lines
 from providers.caller import ClientSessions
@@ -52,6 +53,7 @@ class House:
         self.sessions.on_end.append(self._session_ended)
         self.root = RootMiddleware("House", self.registry)
         self.mcp = DirectServer(self.registry, name="House", middleware=[self.root], mask_error_details=True)
+        Relay(self.registry, self.pool).serve(self.mcp)
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
 
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
@@ -63,8 +65,7 @@ class House:
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)
-        for mount in self.registry.mounts.values():
-            mount.catalogue.forget_session(session)
+        self.registry.session_ended(session)
 
     def client(self, mode: str = "legacy", **handlers: Any) -> Client[Any]:
         return client_of(self.mcp, mode, **handlers)
