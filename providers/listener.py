@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskGroup
@@ -75,10 +76,10 @@ class Listener:
     """
 
     def __init__(self, caller: Caller, identity: Callable[[], Identity], kinds: frozenset[str] = frozenset()) -> None:
-        self.caller, self.kinds = caller, kinds
+        self.kinds = kinds
         self.mailbox = Mailbox()
         self.is_over = False
-        self._identity = identity
+        self._caller, self._identity = caller, identity
         self._subscriptions: dict[tuple[str, str], Callable[[], None]] = {}
 
     def __repr__(self) -> str:
@@ -87,6 +88,11 @@ class Listener:
     @property
     def identity(self) -> Identity:
         return self._identity()
+
+    @property
+    def caller(self) -> Caller:
+        """On whose behalf a backend is asked: in the roles that the user has now."""
+        return replace(self._caller, identity=self.identity)
 
     def begin(self, server: str, uri: str, end: Callable[[], None]) -> None:
         """Note a subscription, and how it is ended.
@@ -137,6 +143,8 @@ class Listeners:
     def start(self, tasks: TaskGroup) -> None:
         """Deliver in this task group from now on."""
         self._tasks = tasks
+        self._of_sessions.clear()  # of an event loop that is gone
+        self._streams.clear()
 
     def stop(self) -> None:
         """End all streams: their clients are told so, and come back if they like."""

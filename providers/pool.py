@@ -219,7 +219,7 @@ class McpConnectionPool:
                 continue
             oldest = min(idle, key=lambda connection: (connection.pins > 0, connection.last_used_at))
             self._counts["evicted"] += 1
-            if oldest.ends_with_session:
+            if oldest.is_missed:
                 logger.info("server '%s': made room by ending a session whose client is still there", oldest.server)
             self._close(oldest)
 

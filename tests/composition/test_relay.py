@@ -14,8 +14,20 @@ import pytest
 
 from providers import lines
 from providers.lines import MCPError, error_data
-from tests.helpers.fakes import Call, FakeBackend, Json, Refusal, client_of, no_waiting, settled, signed_in, time_passes
+from tests.helpers.fakes import (
+    Call,
+    FakeBackend,
+    Json,
+    Refusal,
+    client_of,
+    no_waiting,
+    settled,
+    signed_in,
+    time_passes,
+    tool,
+)
 from tests.helpers.house import House, house_of
+from tests.helpers.subscribers import Streams, modern
 
 pytestmark = pytest.mark.skipif(not lines.MODERN, reason="FastMCP 3.4 has no way to serve these")
 
@@ -207,6 +219,24 @@ async def test_a_role_that_is_lost_ends_it_in_silence() -> None:
                 await backend.heard("resources/unsubscribe")
                 await time_passes(1)
                 assert ear.updated == []
+
+
+async def test_a_handshake_client_hears_what_a_backend_of_2026_07_28_tells_on_its_stream() -> None:
+    streams = Streams()
+    capabilities = {"resources": {"subscribe": True}, "tools": {"listChanged": True}}
+    async with house_of(modern(streams, **capabilities)) as house, client(house) as (ask, ear):
+        backend = house.backends["fake"]
+        await ask("tools/list")
+        await ask("resources/subscribe", uri=PUBLIC)
+        await streams.tell("notifications/resources/updated", uri=URI)
+        await settled()
+        assert ear.heard == [("resources/updated", {"uri": PUBLIC})]
+        await time_passes(2)
+        backend.tools = [tool("newcomer")]
+        await streams.tell("notifications/tools/list_changed")
+        await time_passes(2)
+        assert ear.heard[1:] == [("tools/list_changed", {})]
+        assert [each["name"] for each in (await ask("tools/list"))["tools"]] == ["fake_newcomer"]
 
 
 # --------------------------------------------------------------------------------- streams of 2026-07-28 clients

@@ -12,10 +12,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from mcp import MCPError
-from mcp_types import PromptReference, ResourceTemplateReference
 
-from providers.lines import MODERN
+from providers.lines import MODERN, MCPError, mcp_types
 from tests.helpers.gateway import (
     LATEST,
     LEGACY,
@@ -314,15 +312,15 @@ async def test_a_completion_reaches_its_owner(transport: str, era: str) -> None:
     ):
         session = one.connection.session
         prompt = await session.complete(
-            PromptReference(name="b_summarize"), {"name": "topic", "value": "ca"}, {"tone": "dry"}
+            mcp_types.PromptReference(name="b_summarize"), {"name": "topic", "value": "ca"}, {"tone": "dry"}
         )
         assert prompt.completion.values == ["summarize topic=ca {'tone': 'dry'}"]
         assert (prompt.completion.total, prompt.completion.has_more) == (7, True)
         template = await session.complete(
-            ResourceTemplateReference(uri="data://b/item/{id}"), {"name": "id", "value": "4"}
+            mcp_types.ResourceTemplateReference(uri="data://b/item/{id}"), {"name": "id", "value": "4"}
         )
         assert template.completion.values == ["data://item/{id} id=4 {}"]
-        unknown = await session.complete(PromptReference(name="nobody_x"), {"name": "topic", "value": ""})
+        unknown = await session.complete(mcp_types.PromptReference(name="nobody_x"), {"name": "topic", "value": ""})
         assert unknown.completion.values == []
 
 
@@ -351,13 +349,15 @@ async def test_the_reference_server_completes_and_updates(everything_server: Ser
         window(gateway.url) as one,
         window(gateway.url) as other,
     ):
-        reference = PromptReference(name="b_completable-prompt")
+        reference = mcp_types.PromptReference(name="b_completable-prompt")
         departments = await one.connection.session.complete(reference, {"name": "department", "value": "S"})
         assert departments.completion.values == ["Sales", "Support"]
         names = await one.connection.session.complete(reference, {"name": "name", "value": ""}, {"department": "Sales"})
         assert names.completion.values == ["David", "Eve", "Frank"]
         with pytest.raises(MCPError, match="Prompt unknown not found"):
-            await one.connection.session.complete(PromptReference(name="b_unknown"), {"name": "x", "value": ""})
+            await one.connection.session.complete(
+                mcp_types.PromptReference(name="b_unknown"), {"name": "x", "value": ""}
+            )
         await subscribe(one, uri)
         await one.call("b_toggle-subscriber-updates")
         await eventually(lambda: one.times("updated", uri) > 0)
@@ -373,7 +373,7 @@ async def test_the_memory_server_tells_of_its_graph_and_completes_nothing(memory
         await one.call("b_create_entities", entities=[{"name": "Ada", "entityType": "person", "observations": []}])
         await eventually(lambda: one.times("updated", graph) > 0)
         with pytest.raises(MCPError) as raised:
-            await one.connection.session.complete(PromptReference(name="b_x"), {"name": "x", "value": ""})
+            await one.connection.session.complete(mcp_types.PromptReference(name="b_x"), {"name": "x", "value": ""})
         assert raised.value.error.code == -32601
         async with window(gateway.url) as later:
             declared = later.connection.session.server_capabilities
