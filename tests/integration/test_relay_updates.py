@@ -5,53 +5,29 @@ What a client subscribed to reaches that client and nobody else; what nobody wan
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 
 from providers.lines import MODERN, MCPError, mcp_types
+from tests.helpers.ears import TRANSPORTS, everything
 from tests.helpers.gateway import (
     LATEST,
     LEGACY,
-    ServedGateway,
     gateway_over_http,
     gateway_over_stdio,
-    in_process,
     local,
     patient_toml,
-    remote,
 )
-from tests.helpers.people import Window, token, tokens, window
-from tests.helpers.processes import ServerCommand, eventually, http_server
-from tests.helpers.rpc import NEWEST
+from tests.helpers.people import Window, tokens, window
+from tests.helpers.processes import ServerCommand, eventually
 
 pytestmark = [
     pytest.mark.skipif(not MODERN, reason="FastMCP 3.4 has no way to serve these"),
     pytest.mark.filterwarnings("ignore:.*deprecated.*", "ignore:.*is removed as of 2026-07-28.*"),
 ]
 
-TRANSPORTS = ("stdio", "streamable_http", "sse", "python")
 URI, PUBLIC = "data://greeting", "data://b/greeting"
-
-
-@asynccontextmanager
-async def everything(transport: str, **more: Any) -> AsyncIterator[dict[str, Any]]:
-    """The table of the test server, reached in this way."""
-    match transport:
-        case "stdio":
-            yield local("everything.py", **more)
-        case "python":
-            yield in_process("everything.py", **more)
-        case "sse":
-            async with http_server("everything.py", "sse", path="/sse") as server:
-                yield remote(server.url, transport_type="sse", **more)
-        case _:
-            async with http_server("everything.py", "http") as server:
-                yield remote(server.url, **more)
 
 
 async def subscribe(one: Window, uri: str = PUBLIC) -> None:
@@ -196,107 +172,6 @@ async def test_a_refusal_comes_as_the_backend_gave_it() -> None:
             "message": "this one cannot be subscribed to",
             "data": {"why": "it is refused"},
         }
-
-
-# ---------------------------------------------------------------------------------------- streams of 2026-07-28
-
-
-class Ears:
-    """One `subscriptions/listen` by hand: what comes on it, as it comes."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    async def next(self) -> Any:
-        while line := await self._response.content.readline():
-            if line.startswith(b"data:"):
-                return json.loads(line[5:])
-        raise AssertionError("the stream ended")
-
-
-@asynccontextmanager
-async def ears(gateway: ServedGateway, user: str = "ada", **wanted: Any) -> AsyncIterator[Ears]:
-    envelope = {
-        "io.modelcontextprotocol/protocolVersion": NEWEST,
-        "io.modelcontextprotocol/clientInfo": {"name": "by-hand", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    request = {
-        "jsonrpc": "2.0",
-        "id": 7,
-        "method": "subscriptions/listen",
-        "params": {"notifications": wanted, "_meta": envelope},
-    }
-    headers = {
-        "Accept": "application/json, text/event-stream",
-        "MCP-Protocol-Version": NEWEST,
-        "Mcp-Method": "subscriptions/listen",
-        "Authorization": f"Bearer {token(user)}",
-    }
-    async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as http,
-        http.post(gateway.url, json=request, headers=headers) as response,
-    ):
-        assert response.status == 200, await response.text()
-        yield Ears(response)
-
-
-def marked(method: str, **params: Any) -> dict[str, Any]:
-    meta = {"io.modelcontextprotocol/subscriptionId": 7} | params.pop("_meta", {})
-    return {"jsonrpc": "2.0", "method": f"notifications/{method}", "params": params | {"_meta": meta}}
-
-
-async def is_subscribed(gateway: ServedGateway) -> None:
-    channels = gateway.gateway.registry.mounts["b"].subscriptions
-    await eventually(
-        lambda: "1 channels" in repr(channels) and any(each.pins for each in gateway.gateway.pool.connections())
-    )
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_stream_carries_updates_and_lists_of_backends_of_either_era(transport: str) -> None:
-    """A modern backend is listened to by a stream of the gateway's own; at one with a handshake it subscribes."""
-    async with (
-        everything(transport, isolation="user") as table,
-        gateway_over_http(patient_toml({"b": table})) as gateway,
-        window(gateway.url, era=LATEST, sampling_handler=None, elicitation_handler=None, roots=None) as caller,
-        ears(gateway, toolsListChanged=True, resourceSubscriptions=[PUBLIC, "data://nobody/x"]) as stream,
-    ):
-        honored = {"toolsListChanged": True, "resourceSubscriptions": [PUBLIC]}
-        assert await stream.next() == marked("subscriptions/acknowledged", notifications=honored)
-        await is_subscribed(gateway)
-        await caller.connection.list_tools()
-        await caller.call("b_touch", uri=URI)
-        assert await stream.next() == marked("resources/updated", uri=PUBLIC)
-        await caller.call("b_change_tools", name="newcomer")
-        assert await stream.next() == marked("tools/list_changed")
-        assert "b_newcomer" in [tool.name for tool in await caller.connection.list_tools()]
-
-
-async def test_a_stream_that_is_dropped_ends_its_subscriptions_at_the_backend() -> None:
-    table = local("everything.py", isolation="shared", timeouts={"first_start": 60.0, "list": 60.0})
-    async with gateway_over_http(patient_toml({"b": table})) as gateway:
-        async with ears(gateway, resourceSubscriptions=[PUBLIC]) as stream:
-            await stream.next()
-            await is_subscribed(gateway)
-        subscriptions = gateway.gateway.registry.mounts["b"].subscriptions
-        await eventually(lambda: "0 channels" in repr(subscriptions))
-        assert [each.pins for each in gateway.gateway.pool.connections()] == [0]
-
-
-async def test_streams_of_two_users_hear_of_their_own_servers() -> None:
-    all_may, engineers = local("hang.py", "proper", required_roles=["*"]), local("everything.py", required_roles=["x"])
-    async with (
-        gateway_over_http(patient_toml({"b": engineers}), auth=tokens()) as gateway,
-        ears(gateway, "ada", toolsListChanged=True, resourceSubscriptions=[PUBLIC]) as ada,
-        ears(gateway, "bob", toolsListChanged=True, resourceSubscriptions=[PUBLIC]) as bob,
-    ):
-        assert (await ada.next())["params"]["notifications"]["resourceSubscriptions"] == [PUBLIC]
-        assert (await bob.next())["params"]["notifications"] == {"toolsListChanged": True}
-        gateway.path.write_text(patient_toml({}))
-        assert await ada.next() == marked("tools/list_changed")
-        gateway.path.write_text(patient_toml({"all": all_may}))
-        assert await bob.next() == marked("tools/list_changed")  # and never of the first change
 
 
 # ------------------------------------------------------------------------------------------------ completion, roots
