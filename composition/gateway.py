@@ -23,9 +23,10 @@ from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
 from composition.registry import Registry
+from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
-from providers import lines, verbatim
+from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
 from providers.direct import DirectServer
@@ -109,7 +110,8 @@ class Gateway:
             auth=auth,
             mask_error_details=True,
         )
-        lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
+        Relay(self.registry, self.pool).serve(self.mcp)
+        low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)
         self._http: HttpClient | None = None
         self._tasks: TaskGroup | None = None
@@ -176,6 +178,7 @@ class Gateway:
         """Take no more calls, and give the open ones `drain_timeout` seconds to end."""
         self.state = GatewayState.DRAINING
         self.parking.drain()
+        self.registry.listeners.stop()
         await self.root.drain(self.settings.drain_timeout)
 
     # --- configuration
@@ -226,8 +229,7 @@ class Gateway:
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)
-        for mount in self.registry.mounts.values():
-            mount.catalogue.forget_session(session)
+        self.registry.session_ended(session)
 
     def operator_caller(self) -> Caller:
         """The operator, for what the gateway does by itself: warming up and `check`. An administrator only where

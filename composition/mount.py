@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from anyio.abc import TaskGroup
 from fastmcp.prompts.base import PromptResult
 from fastmcp.resources.base import ResourceResult
 from fastmcp.server.dependencies import get_context
 from fastmcp.tools.base import ToolResult
 
-from providers.backend import BackendProvider
+from providers.backend import BackendProvider, complete
 from providers.caller import Caller, ClientSessions
 from providers.catalogue import Catalogue, Listing
 from providers.components import (
@@ -36,10 +37,12 @@ from providers.errors import BackendError, InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
 from providers.lease import PoolMiddleware
 from providers.lines import Json
+from providers.listener import Listener
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
-from providers.resource import McpServerResource
+from providers.resource import McpServerResource, can_access
 from providers.store import StoreMiddleware
+from providers.subscriptions import Subscriptions
 from providers.wire import OpenWire
 
 SEPARATOR = "_"
@@ -73,8 +76,12 @@ class Mount:
     ) -> None:
         self.resource = resource
         self._sessions = sessions
-        self.target = Target(resource, next(_GENERATIONS), open_wire, self._backend_changed)
+        self._lookup = lookup
+        self.target = self._new_target(resource, open_wire)
         self.catalogue = Catalogue(pool, lambda: self.target, on_change, refresh_interval)
+        self.subscriptions = Subscriptions(
+            pool, lambda: self.target, self._may_read, lambda uri: into_namespace(uri, resource.name)
+        )
         self.backend = BackendProvider(self.catalogue, lambda: self.resource, self._caller)
         self.server = DirectServer(
             self.backend,
@@ -89,6 +96,25 @@ class Mount:
 
     def __repr__(self) -> str:
         return f"<Mount {self.resource.name} generation {self.target.generation}>"
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Work in this task group from now on."""
+        self.catalogue.start(tasks)
+        self.subscriptions.start(tasks)
+
+    def _new_target(self, resource: McpServerResource, open_wire: OpenWire) -> Target:
+        # Not a bound method of `subscriptions`: a target comes first.
+        return Target(
+            resource,
+            next(_GENERATIONS),
+            open_wire,
+            self._backend_changed,
+            lambda key, params: self.subscriptions.updated(key, params),
+        )
+
+    def _may_read(self, identity: Identity) -> bool:
+        resource = self._lookup(self.resource.name)
+        return resource is not None and resource.is_enabled and can_access(resource, identity.user_id, identity.roles)
 
     def _caller(self) -> Caller:
         identity = current_identity()
@@ -110,8 +136,29 @@ class Mount:
         if open_wire is None:
             self.target = replace(self.target, resource=resource)
         else:
-            self.target = Target(resource, next(_GENERATIONS), open_wire, self._backend_changed)
+            self.target = self._new_target(resource, open_wire)
             self.catalogue.changed_for_all()
+
+    # --- what FastMCP has no components for
+
+    async def complete(self, params: Json) -> Json:
+        """What the backend suggests for an argument of a prompt or template.
+
+        Args:
+            params: of `completion/complete`, with the backend's own name or URI.
+        """
+        completion: Json = await self.server.enter("completion/complete", params, lambda: complete(params))
+        return completion
+
+    async def subscribe(self, listener: Listener, uri: str) -> None:
+        """Have a listener told when the resource at a URI within the namespace is updated; see `Subscriptions`."""
+        inner = out_of_namespace(uri)
+        await self.server.enter(
+            "resources/subscribe", {"uri": inner}, lambda: self.subscriptions.subscribe(listener, inner)
+        )
+
+    def unsubscribe(self, listener: Listener, uri: str) -> None:
+        self.subscriptions.unsubscribe(listener, out_of_namespace(uri))
 
     # --- under the namespace
 

@@ -27,6 +27,7 @@ from providers.catalogue import KINDS, Listing
 from providers.components import Offer
 from providers.errors import NotAuthenticated
 from providers.identity import Identity, resolve_identity
+from providers.listener import Listeners
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource, can_access
@@ -68,6 +69,7 @@ class Registry(Provider):
         super().__init__()
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
         self._refresh_interval, self._when_used, self._parking = refresh_interval, when_used, parking
+        self.listeners = Listeners(sessions)
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
         self._changes: dict[tuple[str, str | None], set[str]] = {}
@@ -95,6 +97,7 @@ class Registry(Provider):
                 self._mount(resource)
             elif resource is not before.get(name):
                 self._remount(self._mounts[name], resource)
+                self._mounts[name].subscriptions.review()
 
     def _mount(self, resource: McpServerResource) -> None:
         name = resource.name
@@ -110,12 +113,13 @@ class Registry(Provider):
             parking=self._parking,
         )
         if self._tasks is not None:
-            mount.catalogue.start(self._tasks)
+            mount.start(self._tasks)
             self._announce(name, KINDS)
             logger.info("server '%s' mounted", name)
 
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
+        mount.subscriptions.close()
         self._pool.evict(name, before_generation=mount.target.generation + 1)
         if self._parking is not None:
             self._parking.end_server(name)
@@ -144,7 +148,8 @@ class Registry(Provider):
         """Follow the store, renew catalogues and tell clients what changed, until cancelled."""
         self._tasks, self._something_changed = tasks, anyio.Event()
         for mount in self._mounts.values():
-            mount.catalogue.start(tasks)
+            mount.start(tasks)
+        self.listeners.start(tasks)
         tasks.start_soon(self._tick)
         tasks.start_soon(self._tell_clients)
         async for snapshot in store.watch():
@@ -174,6 +179,13 @@ class Registry(Provider):
             self._changes, self._past = {}, {}
             if self._tasks is not None:
                 self._tasks.start_soon(self._sessions.announce, news.concerning)
+                self.listeners.announce(news.concerning)
+
+    def session_ended(self, session: str) -> None:
+        """A client's session ended: nothing is kept or asked on its behalf any more."""
+        self.listeners.end_session(session)
+        for mount in self._mounts.values():
+            mount.catalogue.forget_session(session)
 
     # --- requests
 
@@ -204,7 +216,8 @@ class Registry(Provider):
             return []
         return [mount for _, mount in sorted(self._mounts.items()) if _may_read(mount.resource, caller.identity)]
 
-    def _route(self, name: str, caller: Caller | None) -> Mount | None:
+    def route(self, name: str, caller: Caller | None) -> Mount | None:
+        """The mount of a server, if this caller may read it."""
         mount = self._mounts.get(name)
         if mount is None or caller is None or not _may_read(mount.resource, caller.identity):
             return None
@@ -259,7 +272,7 @@ class Registry(Provider):
     async def _get_tool(self, name: str, version: Any = None) -> Tool | None:
         caller = await self.caller()
         server, _, inner = name.partition(SEPARATOR)
-        mount = self._route(server, caller)
+        mount = self.route(server, caller)
         if mount is None or caller is None:
             return None
         listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
@@ -270,7 +283,7 @@ class Registry(Provider):
     async def _get_prompt(self, name: str, version: Any = None) -> Prompt | None:
         caller = await self.caller()
         server, _, inner = name.partition(SEPARATOR)
-        mount = self._route(server, caller)
+        mount = self.route(server, caller)
         if mount is None or caller is None:
             return None
         listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
@@ -279,7 +292,7 @@ class Registry(Provider):
         return mount.offer(listing).prompts.get(name)
 
     async def _get_resource(self, uri: str, version: Any = None) -> Resource | None:
-        mount = self._route(server_of(uri), await self.caller())
+        mount = self.route(server_of(uri), await self.caller())
         return mount.resource_at(uri) if mount else None
 
     async def _get_resource_template(self, uri: str, version: Any = None) -> ResourceTemplate | None:

@@ -12,6 +12,7 @@ import anyio
 from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
+from composition import capabilities
 from composition.mount import Mount
 from composition.registry import Registry
 from providers import lines, verbatim
@@ -92,17 +93,22 @@ class RootMiddleware(Middleware):
     async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if context.fastmcp_context is not None:
             lines.remember_capabilities(context.fastmcp_context)
-        return await self._with_instructions(await call_next(context))
+        return await self._as_told(await call_next(context))
 
     async def on_discover(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        return await self._with_instructions(await call_next(context))
+        return await self._as_told(await call_next(context))
 
-    async def _with_instructions(self, result: Any) -> Any:
+    async def _as_told(self, result: Any) -> Any:
+        """What the gateway says of itself: the servers of this user, and what can be had through it."""
         if result is None or isinstance(result, dict):
             return result
         caller = await self._registry.caller()
         mounts = [(mount, caller.identity) for mount in self._registry.readable(caller)] if caller else []
-        return result.model_copy(update={"instructions": instructions(self._name, mounts)})
+        told = {
+            "instructions": instructions(self._name, mounts),
+            "capabilities": capabilities.honest(result.capabilities, mounts),
+        }
+        return result.model_copy(update=told)
 
 
 def instructions(name: str, mounts: list[tuple[Mount, Identity]]) -> str:

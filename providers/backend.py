@@ -191,6 +191,15 @@ async def _get_prompt(name: str, arguments: Json | None) -> PromptResult:
     return question if question is not None else RawPromptResult.of(own_part(raw))
 
 
+async def complete(params: Json) -> Json:
+    """What the backend suggests for an argument, word for word.
+
+    Raises:
+        MCPError: the backend refused.
+    """
+    return own_part(await current_lease().request("completion/complete", _with_context(params)))
+
+
 def _with_context(params: Json) -> Json:
     """The request's params, with the client's `_meta` and its answers to an earlier question."""
     context = get_context()

@@ -193,6 +193,17 @@ class ClientSessions:
         lines.on_session_end(owner, ended)
         return key
 
+    def identity_of(self, caller: Caller) -> Identity:
+        """As whom the caller's session called last: its roles may be others by now."""
+        return self._identities.get(caller.session, caller.identity) if caller.has_session else caller.identity
+
+    async def tell(self, caller: Caller, method: str, params: Json) -> None:
+        """Send a notification to the caller's session at large. A client that is gone, or does not take it in time, is
+        no error."""
+        owner = next((owner for owner, key in self._keys.items() if key == caller.session), None)
+        if owner is not None:
+            await self._tell(owner, [method], params)
+
     async def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
         """Send notifications without params to each session, as its user is concerned; a stuck client costs the others
         nothing."""
@@ -202,10 +213,10 @@ class ClientSessions:
                 if identity is not None and (methods := methods_for(identity)):
                     tasks.start_soon(self._tell, owner, methods)
 
-    async def _tell(self, owner: Any, methods: list[str]) -> None:
+    async def _tell(self, owner: Any, methods: list[str], params: Json | None = None) -> None:
         try:
             with anyio.move_on_after(_ANNOUNCE_DEADLINE):
                 for method in methods:
-                    await lines.tell_session(owner, method)
+                    await lines.tell_session(owner, method, params)
         except Exception as error:  # noqa: BLE001 - a task ends here: one client must not end the gateway
             logger.debug("a client session could not be told of a change (%r)", error)

@@ -131,6 +131,7 @@ async def open_session(
     identity: Identity | None = None,
     capabilities: Capabilities = NO_CAPABILITIES,
     on_change: Callable[[str], None] = lambda _: None,
+    on_update: Callable[[Json], None] = lambda _: None,
     deadline: float = math.inf,
     prefers_modern: bool = False,
     era: Any = None,
@@ -141,6 +142,7 @@ async def open_session(
         identity: on whose behalf the session is opened; None where it will serve many.
         capabilities: what the client behind this session can be asked; exactly that is declared to the backend.
         on_change: told each `…/list_changed` method that the backend sends.
+        on_update: told the params of each `notifications/resources/updated`.
         deadline: seconds for connecting and negotiating together.
         prefers_modern: which era to try first: the client's own, so that it finds what it would find directly (a
             session that keeps state, or the 2026-07-28 way of asking). The other one is taken where it has no other.
@@ -151,7 +153,7 @@ async def open_session(
         BackendUnavailable: no connection, or the backend ended it.
         BackendProtocolError: the backend does not speak MCP.
     """
-    opening = _Opening(resource, open_wire, identity, capabilities, on_change)
+    opening = _Opening(resource, open_wire, identity, capabilities, BackendSession(resource, on_change, on_update))
     try:
         try:
             with anyio.fail_after(deadline):
@@ -175,10 +177,9 @@ class _Opening:
         open_wire: OpenWire,
         identity: Identity | None,
         capabilities: Capabilities,
-        on_change: Callable[[str], None],
+        session: BackendSession,
     ) -> None:
-        self._resource = resource
-        self._session = BackendSession(resource, on_change)
+        self._resource, self._session = resource, session
         self._transport = _WireTransport(open_wire, self._session, identity, capabilities)
         # SSE predates the 2026-07-28 era, and a server in this process keeps its state by session.
         self._transport.legacy_only = resource.transport_type in (TransportType.SSE, TransportType.PYTHON)

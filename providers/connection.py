@@ -15,6 +15,7 @@ import anyio
 from providers.caller import Caller
 from providers.errors import BackendError
 from providers.identity import Identity
+from providers.lines import Json
 from providers.resource import Isolation, McpServerResource, TransportType
 from providers.session import BackendSession
 from providers.wire import OpenWire
@@ -25,13 +26,15 @@ class Target:
     """One generation of a resource, and how its sessions are opened.
 
     `on_change` is told the caller that a connection belongs to, and the `…/list_changed` method that the backend sent;
-    the method is empty when a connection was opened again after it had died.
+    the method is empty when a connection was opened again after it had died. `on_update` is told the key of a
+    connection and the params of a `notifications/resources/updated` that came on it.
     """
 
     resource: McpServerResource
     generation: int
     open_wire: OpenWire
     on_change: Callable[[Caller, str], None] = lambda caller, method: None
+    on_update: Callable[[Key, Json], None] = lambda key, params: None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -97,6 +100,8 @@ class PooledConnection:
     holder: tuple[str, Identity] | None = None
     is_suspect: bool = False
     """It is being asked whether it is still there; nobody gets it before it has answered."""
+    pins: int = 0
+    """Why it stays open although nobody calls: subscriptions. Nobody is kept out by them."""
     closing_since: float = math.inf
     session: BackendSession | None = None
     opening: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -133,6 +138,11 @@ class PooledConnection:
         """Whether it is open, and calls of this client session come or came by it."""
         is_its_own = self.ends_with_session == session
         return self.is_open and self.session is not None and (is_its_own or session in self.session.log_levels)
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether somebody would notice that it is closed while it is idle."""
+        return self.ends_with_session is not None or self.pins > 0
 
     def is_about_to_be_gone(self, now: float) -> bool:
         """Whether its slot can be counted on; one that hangs while closing cannot."""

@@ -7,11 +7,14 @@ the sub-servers have one provider each and none of the rest; asked directly, a l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastmcp import FastMCP
 from fastmcp.prompts.base import Prompt
+from fastmcp.server.context import Context
+from fastmcp.server.middleware import MiddlewareContext
 from fastmcp.server.providers import Provider
 from fastmcp.tools.base import Tool
 
@@ -32,6 +35,26 @@ class DirectServer(FastMCP[Any]):
 
     async def list_tools(self, *, run_middleware: bool = True) -> Sequence[Tool]:
         return await (super().list_tools() if run_middleware else self._only.list_tools())
+
+    async def enter(self, method: str, params: dict[str, Any], work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do a piece of work within the server's middleware: for requests that FastMCP has no components for.
+
+        Args:
+            params: of the request, as the middleware is to see them.
+        """
+
+        async def innermost(context: MiddlewareContext[Any]) -> Any:
+            return await work()
+
+        chain: Callable[[MiddlewareContext[Any]], Awaitable[Any]] = innermost
+        for middleware in reversed(self.middleware):
+            chain = partial(middleware, call_next=chain)
+        async with Context(fastmcp=self) as context:
+            return await chain(
+                MiddlewareContext(
+                    message=params, source="client", type="request", method=method, fastmcp_context=context
+                )
+            )
 
     async def get_prompt(self, name: str, version: Any = None) -> Prompt | None:
         return await self._only.get_prompt(name, version)

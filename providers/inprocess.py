@@ -22,7 +22,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fastmcp import FastMCP
 from mcp.shared.message import SessionMessage
 
-from providers import lines
+from providers import lines, low_level
 from providers.errors import BackendUnavailable
 from providers.resource import McpServerResource
 from providers.wire import Deliver, Message, Wire
@@ -83,7 +83,7 @@ class PythonServer:
 
     async def _live(self, server: FastMCP[Any], life: _Life) -> None:
         try:
-            async with lines.lifespan(server):
+            async with low_level.lifespan(server):
                 life.started.set()
                 await life.stop.wait()
         except Exception as error:  # a task ends here: a server's fault must not end the gateway
@@ -173,7 +173,7 @@ async def _serve(
 ) -> None:
     async with read, write:
         try:
-            await lines.serve_in_memory(server, read, write)  # type: ignore[arg-type]
+            await low_level.serve_in_memory(server, read, write)  # type: ignore[arg-type]
         except Exception as error:  # a server's task ends here: its fault must not end the gateway
             logger.warning("server '%s' stopped", wire.server, exc_info=error)
         wire.fail(BackendUnavailable(wire.server, "stopped. See its log."))

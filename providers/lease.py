@@ -65,6 +65,15 @@ class Lease:
         assert session is not None, "a connection was leased before it was open"
         return session
 
+    @property
+    def connection(self) -> PooledConnection:
+        """The connection that is leased now; a request that has to be sent again may take another one.
+
+        Raises:
+            LeaseReleased: the lease was given back.
+        """
+        return self._held()
+
     def _held(self) -> PooledConnection:
         if self._connection is None:
             raise LeaseReleased(f"server '{self._target.resource.name}': this lease was given back")
@@ -165,6 +174,8 @@ class Way(Protocol):
 CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
 """The requests that a backend works at; everything else is answered from memory."""
 
+_LEASED = CALLS | {"completion/complete"}
+
 _current: ContextVar[Way] = ContextVar("apollos_lease")
 
 
@@ -197,7 +208,7 @@ class PoolMiddleware(Middleware):
         self._pool, self._sessions, self._target, self._parking = pool, sessions, target, parking
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if context.method not in CALLS:
+        if context.method not in _LEASED:
             return await call_next(context)
         identity = current_identity()
         if identity is None:

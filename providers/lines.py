@@ -7,13 +7,12 @@ SDK are touched here and nowhere else, each with the reason beside it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import fastmcp
 from anyio import BrokenResourceError, ClosedResourceError
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from fastmcp import Client, FastMCP
+from fastmcp import Client
 from fastmcp.server.context import Context
 from mcp import ClientSession
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
@@ -346,27 +345,7 @@ async def tell_session(owner: Any, method: str, params: Json | None = None) -> N
         await owner.send_notification(RawRequest(method=method, params=params))
 
 
-# --- the root server
-
-
-def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mapping[str, Any] | None]) -> None:
-    """Let the SDK look a tool's input schema up in memory. Without it 4.x lists all tools before each modern call, and
-    3.4 before each call of a tool that it has not seen, so that one hung backend blocks every call; there is no public
-    way to set it through FastMCP."""
-    if MODERN:
-        server._mcp_server.get_tool_input_schema = lookup
-    else:
-        server._mcp_server._get_cached_tool_definition = _no_definition  # type: ignore[attr-defined]
-
-
-def wrap_requests(server: FastMCP[Any], wrap: Any) -> None:
-    """Have every request go through `wrap(context, call_next)` of the SDK, outermost; 3.4 has no such place."""
-    if MODERN:
-        server._mcp_server.middleware.insert(0, wrap)
-
-
-async def _no_definition(name: str) -> None:
-    """What mcp 1 would check results by; ours are the backend's own, and checked by the client at the end."""
+# --- errors and results
 
 
 def passed_on(error: Exception, kind: type[Exception]) -> Exception:
@@ -385,22 +364,6 @@ def error_data(error: Exception) -> Json:
     """code, message and data of the SDK's error."""
     data: Json = error.error.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
     return data
-
-
-def lifespan(server: FastMCP[Any]) -> AbstractAsyncContextManager[None]:
-    """The lifespan of a server in this process; FastMCP enters it only by itself."""
-    return server._lifespan_manager()
-
-
-async def serve_in_memory(
-    server: FastMCP[Any],
-    read: MemoryObjectReceiveStream[SessionMessage | Exception],
-    write: MemoryObjectSendStream[SessionMessage],
-) -> None:
-    """Run a FastMCP server of this process over a pair of streams until the reading one ends. The streams are plain
-    ones: they carry no context variables, so the server sees nothing of the request that a message came with."""
-    low_level = server._mcp_server
-    await low_level.run(read, write, low_level.create_initialization_options())
 
 
 def input_required(kind: str, raw: Json) -> Any:

@@ -41,6 +41,7 @@ class Opener:
             identity=None if resource.isolation is Isolation.SHARED else connection.opener.identity,
             capabilities=connection.opener.capabilities,
             on_change=lambda method: target.on_change(connection.opener, method),
+            on_update=lambda params: target.on_update(connection.key, params),
             deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
             prefers_modern=connection.opener.is_modern,
             era=self._eras.get(connection.era_key),

@@ -214,12 +214,12 @@ class McpConnectionPool:
         now = anyio.current_time()
         on_its_way = sum(connection.is_about_to_be_gone(now) for connection in self._all)
         for waiter in wanting[on_its_way:]:
-            idle = [each for each in self._all if each.is_idle and (waiter.may_evict or not each.ends_with_session)]
+            idle = [each for each in self._all if each.is_idle and (waiter.may_evict or not each.is_missed)]
             if not idle:
                 continue
-            oldest = min(idle, key=lambda connection: connection.last_used_at)
+            oldest = min(idle, key=lambda connection: (connection.pins > 0, connection.last_used_at))
             self._counts["evicted"] += 1
-            if oldest.ends_with_session:
+            if oldest.is_missed:
                 logger.info("server '%s': made room by ending a session whose client is still there", oldest.server)
             self._close(oldest)
 
@@ -330,12 +330,13 @@ class McpConnectionPool:
             self._tasks.start_soon(self._check, connection)
 
     async def health_check(self) -> None:
-        """Close idle connections that are too old or were idle too long, and those that do not answer a ping."""
+        """Close idle connections that are too old or were idle too long, unless somebody is subscribed on them, and
+        those that do not answer a ping."""
         now = anyio.current_time()
         async with anyio.create_task_group() as checks:
             for connection in [each for each in self._all if each.is_idle and not each.is_suspect]:
                 idle, age = now - connection.last_used_at, now - connection.created_at
-                if idle > self.limits.idle_timeout or age > self.limits.max_lifetime:
+                if not connection.pins and (idle > self.limits.idle_timeout or age > self.limits.max_lifetime):
                     self._close(connection)
                 elif now - max(connection.checked_at, connection.last_used_at) > self.limits.health_interval:
                     checks.start_soon(self._check, connection)

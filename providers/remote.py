@@ -73,6 +73,8 @@ class _StreamableHttpWire(HttpWire):
     _version: str | None = None
     """What the handshake agreed on, for messages to which the session above adds no version."""
     _is_listening = False
+    _had_stream = False
+    """The server has opened its own stream for us: that it knows nothing of it later is no mere lack of one."""
     _listen_pause: float
 
     def _headers_for(self, message: Message, given: Mapping[str, str]) -> dict[str, str]:
@@ -211,8 +213,11 @@ class _StreamableHttpWire(HttpWire):
             headers["last-event-id"] = stream.last_event_id
         async with self._endpoint.request("GET", headers) as response:
             if not is_success(response) or self._endpoint.media_type(response) != EVENTS:
+                if self._had_stream and self._is_session_lost(response.status, headers):
+                    self._lose_session()  # found out now, and not by the next call: somebody may be subscribed
                 return response.status >= 500
             stream.restart()
+            self._had_stream = True
             while chunk := await self._endpoint.next_chunk(response):
                 for event in stream.feed(chunk):
                     await self._take_unasked(event.data)

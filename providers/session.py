@@ -20,12 +20,14 @@ from pydantic import ValidationError
 
 from providers import lines
 from providers.caller import NOT_ASKED, CallClock, Caller, Front
+from providers.calls import Calls
 from providers.elicitations import COMPLETE, Elicitations
 from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendTimeout, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, build_identity_meta
 from providers.lines import Json, MCPError
+from providers.listening import ACKNOWLEDGED, Listening, without_subscription
 from providers.log_levels import UNASKED, LogLevels
-from providers.resource import McpServerResource, Timeouts
+from providers.resource import Isolation, McpServerResource, Timeouts
 from providers.wire import LOST, NOT_SENT, WIRE_ERROR_CODE, Message, OfRequest, Wire
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,6 @@ logger = logging.getLogger(__name__)
 _MAX_QUESTIONS = 16
 """That a backend may have open at once."""
 _TELL_SECONDS = 5.0
-_CLEAR_UP_SECONDS = 5.0
-"""What a question waits at most until it is clear which of several calls has asked it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,13 +51,20 @@ class _Question:
 class BackendSession:
     """One open MCP session with a backend. `facts` is what the server said of itself."""
 
-    def __init__(self, resource: McpServerResource, on_change: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        resource: McpServerResource,
+        on_change: Callable[[str], None],
+        on_update: Callable[[Json], None] = lambda params: None,
+    ) -> None:
         self.server = resource.name
+        self.listening: Listening | None = None
+        self._keeps_listening = resource.isolation is not Isolation.CALL
+        self._on_update = on_update
         self.facts: Json = {}
         self._timeouts: Timeouts = resource.timeouts
         self._on_change = on_change
-        self._fronts: dict[int, Front] = {}
-        self._next_token = 0
+        self._calls = Calls()
         self._asked: dict[str | int | None, _Question] = {}
         self._session: ClientSession
         self._tasks: TaskGroup
@@ -66,14 +73,10 @@ class BackendSession:
         self._is_ending = False
         self.log_levels = LogLevels(self._tell_log_level)
         self._clocks: set[CallClock] = set()
-        self._abandoned: set[str] = set()
         self._elicitations = Elicitations()
-        self._tokens: dict[int | str, int] = {}
-        self._unclear = self._given_up = 0
-        self._call_ended = anyio.Event()
 
     def __repr__(self) -> str:
-        return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._fronts)} calls>"
+        return f"<BackendSession {self.server} {self.facts.get('protocolVersion')} {len(self._calls)} calls>"
 
     def connected(self, wire: Wire, tasks: TaskGroup) -> None:
         """The line is open. The backend may ask from now on: some do before the client knows that it is connected."""
@@ -83,6 +86,26 @@ class BackendSession:
         """Take over what FastMCP's client negotiated over the wire."""
         self._session = client.session
         self.facts, self.era = lines.server_facts(client), lines.era_memory(client)
+        if self.is_modern and self._keeps_listening:
+            self._listen()
+
+    def _listen(self) -> None:
+        """In the 2026-07-28 era the backend tells of changes only to who listens."""
+        self.listening = Listening(
+            self.server,
+            self.facts.get("capabilities") or {},
+            lambda params: self._send("subscriptions/listen", params),
+            tasks=self._tasks,
+            patience=self._timeouts.initialize,
+            on_gap=self._tell_of_gap,
+        )
+        self._tasks.start_soon(self.listening.keep)
+
+    def _tell_of_gap(self) -> None:
+        """Nobody listened for a while: anything may have changed."""
+        self._on_change("")
+        for uri in self.listening.uris if self.listening else ():
+            self._on_update({"uri": uri})
 
     def end(self) -> None:
         """It is about to be closed: whatever still runs on it fails now, and the backend hears of it."""
@@ -93,7 +116,7 @@ class BackendSession:
     @property
     def has_abandoned(self) -> bool:
         """Whether a request got no answer: the backend may still be at it, and speak of it to whoever comes next."""
-        return bool(self._abandoned)
+        return self._calls.has_abandoned
 
     @property
     def is_modern(self) -> bool:
@@ -119,12 +142,12 @@ class BackendSession:
         if front is not None:
             await self.want_log_level(front.caller, front.log_level)
         clock = CallClock(deadline or self._timeouts.call, self._timeouts.call_max)
-        token = self._next_token = self._next_token + 1
+        token = self._calls.begin(front)
         self._clocks.add(clock)
         is_answered = False
         with clock.scope:
             if front is not None:
-                front.clock, self._fronts[token] = clock, front
+                front.clock = clock
             try:
                 answer = await self._send(method, self._with_meta(params, token, front))
                 is_answered = True
@@ -139,8 +162,7 @@ class BackendSession:
             finally:
                 self._clocks.discard(clock)
                 self._end_questions(front)
-                if front is not None:
-                    self._end_call(token, front, is_answered=is_answered)
+                self._calls.end(token, is_answered=is_answered)
         if self._is_over:
             raise self._death(not_sent=False)
         raise BackendTimeout(
@@ -151,18 +173,7 @@ class BackendSession:
 
     def sends(self, message: Message) -> None:
         """A message goes to the backend: what comes on the stream of its answer belongs to the same call."""
-        meta = (message.get("params") or {}).get("_meta") or {}
-        if "method" in message and "id" in message and meta.get("progressToken") in self._fronts:
-            self._tokens[message["id"]] = meta["progressToken"]
-
-    def _end_call(self, token: int, front: Front, *, is_answered: bool) -> None:
-        del self._fronts[token]
-        self._tokens = {request_id: each for request_id, each in self._tokens.items() if each != token}
-        if not is_answered:
-            self._abandoned.add(front.caller.session)
-            self._given_up += 1
-        self._call_ended.set()
-        self._call_ended = anyio.Event()
+        self._calls.sent(message)
 
     async def want_log_level(self, caller: Caller, level: str | None) -> None:
         """Have the backend send what this client wants to hear, if it sends log messages at all."""
@@ -237,6 +248,11 @@ class BackendSession:
             return isinstance(error, MCPError | BackendProtocolError)  # a bad answer is an answer
         return True
 
+    async def tell(self, method: str) -> None:
+        """Send a notification without params; a backend that is gone is no error."""
+        with suppress(BackendError):
+            await self.wire.send({"jsonrpc": "2.0", "method": method}, self._era_headers())
+
     # --- what the backend sends by itself
 
     async def receive(self, message: Message) -> None:
@@ -255,17 +271,23 @@ class BackendSession:
         elif method == "notifications/progress":
             await self._progress(params)
         elif method == "notifications/message":
-            front = self._caller(of_request)
+            front = self._calls.whose(of_request)
             if front is not None:
                 await self._tell(front, front.tell(method, params))
         elif method == COMPLETE:
-            await self._elicitations.completed(params, list(self._fronts.values()))
+            await self._elicitations.completed(params, self._calls.fronts)
+        elif method == ACKNOWLEDGED and self.listening is not None:
+            self.listening.acknowledge(params)
+        elif self.listening is not None and not self.listening.is_current(params):
+            pass  # of a stream that was replaced: it comes on the new one, too
         elif method.endswith("/list_changed"):
             self._on_change(method)
+        elif method == "notifications/resources/updated":
+            self._on_update(without_subscription(params))
 
     async def _progress(self, params: Json) -> None:
         token = params.get("progressToken")
-        front = self._fronts.get(token) if isinstance(token, int) else None
+        front = self._calls.of_token(token) if isinstance(token, int) else None
         if front is not None:
             front.clock.touch()
             await self._tell(front, front.progress(params))
@@ -281,21 +303,6 @@ class BackendSession:
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError):
             logger.debug("server '%s': the client left before a notification reached it", self.server)
 
-    def _caller(self, of_request: int | str | None = None) -> Front | None:
-        """The front that an unaddressed message belongs to: that of the request on whose stream it came, if it did.
-        Else: all calls on a connection come from one client session; where the client's era has no sessions they may
-        come from several windows of one user, and then it is nobody's unless there is just one; calls that wait for an
-        answer do not count. If another session gave up a call here, it may be about that call."""
-        if of_request is not None:
-            return self._fronts.get(self._tokens.get(of_request, 0))
-        fronts = self._running() or list(self._fronts.values())
-        if not fronts or (len(fronts) > 1 and not fronts[-1].caller.has_session):
-            return None
-        return fronts[-1] if self._abandoned <= {fronts[-1].caller.session} else None
-
-    def _running(self) -> list[Front]:
-        return [front for front in self._fronts.values() if not front.is_parked]
-
     async def _question(self, request_id: Any, method: str, params: Json, of_request: int | str | None) -> None:
         """Have a question answered in a task of its own. Who asks too much at once waits for the refusal: that is the
         back-pressure."""
@@ -303,8 +310,8 @@ class BackendSession:
             with suppress(BackendError):
                 await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": NOT_ASKED}, self._era_headers())
             return
-        question = self._asked[_hashable(request_id)] = _Question(self._caller(of_request))
-        may_clear_up = of_request is None and len(self._running()) > self._unclear + 1
+        question = self._asked[_hashable(request_id)] = _Question(self._calls.whose(of_request))
+        may_clear_up = of_request is None and self._calls.may_clear_up
         question.may_clear_up = question.front is None and may_clear_up
         self._tasks.start_soon(self._answer, request_id, method, params, question)
 
@@ -312,7 +319,7 @@ class BackendSession:
         answer: Json = {"error": NOT_ASKED}
         with question.scope:
             if question.may_clear_up:
-                question.front = await self._one_left()
+                question.front = await self._calls.one_left()
             answer = await self._ask(question.front, method, params)
         question.is_over.set()
         self._asked.pop(_hashable(request_id), None)
@@ -320,18 +327,6 @@ class BackendSession:
             return
         with suppress(BackendError):
             await self.wire.send({"jsonrpc": "2.0", "id": request_id, **answer}, self._era_headers())
-
-    async def _one_left(self) -> Front | None:
-        """Who has asked, if several calls may have: the one that is left when the others were answered, for they do not
-        wait for anything. Nobody if that takes too long, or if one of them was given up, which may have asked it."""
-        given_up, self._unclear = self._given_up, self._unclear + 1
-        try:
-            with anyio.move_on_after(_CLEAR_UP_SECONDS):
-                while len(self._running()) > 1 and given_up == self._given_up:
-                    await self._call_ended.wait()
-        finally:
-            self._unclear -= 1
-        return self._caller() if given_up == self._given_up else None
 
     def _end_questions(self, front: Front | None) -> list[_Question]:
         """A call is over: nobody is to answer for it any more. What it had asked."""

@@ -150,6 +150,10 @@ class StoreMiddleware(Middleware):
                 raise NotFoundError(f"Unknown prompt: {context.message.name!r}")
             case "resources/read":
                 raise NotFoundError(f"Unknown resource: {str(context.message.uri)!r}")
+            case "resources/subscribe":
+                raise NotFoundError(f"Unknown resource: {context.message['uri']!r}")
+            case "completion/complete":
+                return {"completion": {"values": []}}  # as FastMCP answers for what it does not know
             case "tools/list" | "resources/list" | "resources/templates/list" | "prompts/list":
                 return []
             case _:

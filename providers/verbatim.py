@@ -18,7 +18,7 @@ from typing import Any
 
 from fastmcp import FastMCP
 
-from providers import lines
+from providers import lines, low_level
 from providers.lines import Json, MCPError
 
 INVALID_PARAMS = -32602
@@ -74,7 +74,7 @@ def show(form: Json, size: Callable[[], int]) -> bool:
 
 def install(server: FastMCP[Any]) -> None:
     """Let this server's answers go out word for word, where the SDK allows it."""
-    lines.wrap_requests(server, word_for_word)
+    low_level.wrap_requests(server, word_for_word)
 
 
 async def word_for_word(context: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:

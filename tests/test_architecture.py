@@ -21,23 +21,33 @@ FLOORS = (
     ("composition.cli",),
     ("composition.http", "composition.report", "composition.logs"),
     ("composition.gateway", "composition.guard", "composition.replay"),
-    ("composition.root",),
-    ("composition.registry",),
+    ("composition.root", "composition.relay"),
+    ("composition.registry", "composition.capabilities"),
     ("composition.mount", "composition.servers_file"),
     ("composition.settings",),
     # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
     ("providers.catalogue",),
-    ("providers.lease", "providers.components"),
+    ("providers.subscriptions",),
+    ("providers.channel", "providers.lease", "providers.components"),
     ("providers.pool",),
     ("providers.opener", "providers.backoff"),
     ("providers.client", "providers.connection"),
     ("providers.parking", "providers.rounds"),
     ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
-    ("providers.elicitations", "providers.http_wire", "providers.process", "providers.guardian", "providers.store"),
+    (
+        "providers.calls",
+        "providers.elicitations",
+        "providers.http_wire",
+        "providers.process",
+        "providers.guardian",
+        "providers.store",
+    ),
     ("providers.endpoint",),
-    ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream"),
+    ("providers.listener",),
+    ("providers.caller", "providers.resource", "providers.wire", "providers.event_stream", "providers.listening"),
     ("providers.identity", "providers.direct", "providers.capabilities", "providers.verbatim"),
+    ("providers.low_level",),
     ("providers.errors", "providers.lines"),
     ("providers.shapes", "providers.log_levels"),
 )
@@ -49,6 +59,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "docker": ("providers/docker.py",),
     "mcp": (
         "composition/replay.py",
+        "providers/low_level.py",
         "providers/lines.py",
         "providers/session.py",
         "providers/client.py",
@@ -60,7 +71,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "watchfiles": ("composition/servers_file.py",),
 }
 
-TOUCHES_PRIVATE = ("providers/lines.py",)
+TOUCHES_PRIVATE = ("providers/lines.py", "providers/low_level.py")
 """Where private names of FastMCP and of the SDK are used, each with its reason: an upgrade is one file."""
 
 WHERE_THE_LOOP_IS_RUN = ("composition/cli.py", "composition/http.py", "composition/gateway.py")

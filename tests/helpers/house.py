@@ -10,8 +10,9 @@ import anyio
 from fastmcp import Client
 
 from composition.registry import Registry
+from composition.relay import Relay
 from composition.root import RootMiddleware
-from providers import lines, verbatim
+from providers import low_level, verbatim
 from providers.caller import ClientSessions
 from providers.connection import PoolLimits
 from providers.direct import DirectServer
@@ -58,7 +59,8 @@ class House:
         self.sessions.on_end.append(self._session_ended)
         self.root = RootMiddleware("House", self.registry)
         self.mcp = DirectServer(self.registry, name="House", middleware=[self.root], mask_error_details=True)
-        lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
+        Relay(self.registry, self.pool).serve(self.mcp)
+        low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)
 
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
@@ -70,8 +72,7 @@ class House:
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)
-        for mount in self.registry.mounts.values():
-            mount.catalogue.forget_session(session)
+        self.registry.session_ended(session)
 
     def client(self, mode: str = "legacy", **handlers: Any) -> Client[Any]:
         return client_of(self.mcp, mode, **handlers)

@@ -98,9 +98,12 @@ class Window:
             await self.when_asked()
 
     async def _on_message(self, message: Any) -> None:
-        method = getattr(getattr(message, "root", message), "method", "")
+        message = getattr(message, "root", message)
+        method = getattr(message, "method", "")
         if str(method).endswith("/list_changed"):
             self.heard.append(("changed", str(method).split("/")[1]))
+        elif method == "notifications/resources/updated":
+            self.heard.append(("updated", str(message.params.uri)))
 
     def times(self, what: str, text: str) -> int:
         return self.heard.count((what, text))

@@ -174,7 +174,7 @@ async def test_a_session_that_is_over_is_not_told() -> None:
 async def test_a_session_that_cannot_be_told_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     desk, tell = Desk(), lines.tell_session
 
-    async def tell_or_fail(owner: Any, method: str) -> None:
+    async def tell_or_fail(owner: Any, method: str, params: Any = None) -> None:
         if not failed:
             failed.append(owner)
             raise RuntimeError("its stream is gone")
@@ -190,7 +190,7 @@ async def test_a_session_that_cannot_be_told_costs_the_others_nothing(monkeypatc
 async def test_a_stuck_client_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     desk, tell, stuck = Desk(), lines.tell_session, []
 
-    async def tell_slowly(owner: Any, method: str) -> None:
+    async def tell_slowly(owner: Any, method: str, params: Any = None) -> None:
         if not stuck or owner is stuck[0]:
             stuck[:] = [owner]
             await anyio.sleep_forever()

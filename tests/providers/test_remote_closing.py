@@ -57,6 +57,22 @@ async def own_stream(seen: Seen) -> web.StreamResponse:
     return response
 
 
+async def test_its_own_stream_that_the_server_knows_no_more_tells_that_the_session_is_lost() -> None:
+    opened = 0
+
+    async def once(seen: Seen) -> web.StreamResponse:
+        nonlocal opened
+        opened += 1
+        return await event_stream(seen) if opened == 1 else web.Response(status=404)
+
+    async with http_backend(GET=once) as backend, line_to(backend) as line:
+        await line.shake_hands()
+        with anyio.fail_after(5):
+            await line.wire.closed.wait()
+        assert line.wire.failure is not None
+        assert "ended our session" in line.wire.failure.problem
+
+
 async def test_leaving_ends_all_that_is_under_way() -> None:
     answers = {"tools/call": never, "prompts/get": chatting_for_ever, "GET": own_stream, "ping": never}
     async with http_backend(**answers) as backend:

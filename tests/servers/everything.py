@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
@@ -27,6 +27,7 @@ FASTMCP_4 = fastmcp.__version__.startswith("4.")
 
 if TYPE_CHECKING or FASTMCP_4:
     import mcp_types as types
+    from mcp import MCPError
     from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 else:  # FastMCP 3.4 knows the handshake era only
     from mcp import types
@@ -39,6 +40,10 @@ HEADERS_OF_INTEREST = ("authorization", "cookie", "user-agent")
 mcp: FastMCP = FastMCP("everything", instructions="A server for tests.")
 counts: Counter[str] = Counter()
 added: set[str] = set()
+subscribers: defaultdict[str, set[Any]] = defaultdict(set)
+"""The client sessions that are subscribed, by URI."""
+bus: Any = None
+"""What the streams of the 2026-07-28 era are fed by."""
 
 
 @mcp.tool
@@ -227,7 +232,15 @@ async def change_tools(ctx: Context, name: str) -> str:
         added.add(name)
         mcp.add_tool(Tool.from_function(lambda: name, name=name, description="Added while running."))
     await ctx.send_notification(types.ToolListChangedNotification(method="notifications/tools/list_changed"))
+    if bus is not None:
+        await bus.publish(ToolsListChanged())
     return name
+
+
+@mcp.tool
+def roots_news() -> int:
+    """How often this process heard that a client's roots had changed."""
+    return counts["roots changed"]
 
 
 @mcp.resource("data://greeting")
@@ -242,10 +255,73 @@ def item(id: str) -> str:
     return f"item {id}"
 
 
+@mcp.tool
+async def touch(ctx: Context, uri: str, meta: dict[str, Any] | None = None) -> int:
+    """Say that a resource was updated, to whoever subscribed: how many sessions and streams that were."""
+    params = types.ResourceUpdatedNotificationParams.model_validate({"uri": uri, "_meta": meta})
+    listeners = list(subscribers[uri])
+    for connection in listeners:
+        await connection.notify("notifications/resources/updated", params.model_dump(by_alias=True, exclude_none=True))
+    if bus is not None:
+        await bus.publish(ResourceUpdated(uri=uri))
+    return len(listeners)
+
+
+@mcp.tool
+async def touch_unasked(ctx: Context, uri: str) -> str:
+    """Say in this session that a resource was updated, whoever subscribed."""
+    params = types.ResourceUpdatedNotificationParams.model_validate({"uri": uri})
+    await ctx.send_notification(
+        types.ResourceUpdatedNotification(method="notifications/resources/updated", params=params)
+    )
+    return uri
+
+
+@mcp.tool
+def subscribed() -> dict[str, int]:
+    """How many sessions of the handshake era are subscribed in this process, by URI."""
+    return {uri: len(connections) for uri, connections in subscribers.items() if connections}
+
+
 @mcp.prompt
 def summarize(topic: str) -> str:
     """Ask for a summary of a topic."""
     return f"Summarize {topic}."
+
+
+if FASTMCP_4:
+    from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated, ToolsListChanged
+
+    bus = InMemorySubscriptionBus()
+    low_level = mcp._mcp_server  # FastMCP has nothing of its own for subscriptions
+
+    async def subscribe(ctx: Any, params: Any) -> Any:
+        """Handshake era: remember the session, which alone will hear."""
+        if params.uri.startswith("refused:"):
+            raise MCPError(-32602, "this one cannot be subscribed to", {"why": "it is refused"})
+        connection = ctx.session._connection
+        subscribers[params.uri].add(connection)
+        connection.exit_stack.callback(subscribers[params.uri].discard, connection)
+        return types.EmptyResult()
+
+    async def unsubscribe(ctx: Any, params: Any) -> Any:
+        subscribers[params.uri].discard(ctx.session._connection)
+        return types.EmptyResult()
+
+    async def roots_changed(ctx: Any, params: Any) -> None:
+        counts["roots changed"] += 1
+
+    low_level.add_request_handler("resources/subscribe", types.SubscribeRequestParams, subscribe)
+    low_level.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, unsubscribe)
+    low_level.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, ListenHandler(bus))
+    low_level.add_notification_handler("notifications/roots/list_changed", types.NotificationParams, roots_changed)
+
+    @mcp.completion
+    async def complete(ref: Any, argument: Any, context: Any) -> Any:
+        """Suggest what was asked, so that a test sees what arrived."""
+        given = dict(context.arguments or {}) if context else {}
+        asked = getattr(ref, "name", None) or getattr(ref, "uri", None)
+        return types.Completion(values=[f"{asked} {argument.name}={argument.value} {given}"], total=7, has_more=True)
 
 
 def serve_http(transport: Literal["http", "sse"], port: int) -> None:

@@ -1,0 +1,187 @@
+"""What clients send that FastMCP has no components for: completion, subscriptions, and news of their roots.
+
+The root server comes in with raw params (FastMCP 4.x; on 3.4 none of this is served). Each request is routed by the
+name or URI in it, like a call, and runs within the sub-server's middleware. What may not be read answers like what does
+not exist.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from fastmcp import FastMCP
+from fastmcp.exceptions import FastMCPError, NotFoundError
+
+from composition.mount import SEPARATOR, Mount, out_of_namespace, server_of
+from composition.registry import Registry
+from providers import lines, low_level
+from providers.caller import Caller
+from providers.catalogue import KINDS
+from providers.connection import PooledConnection
+from providers.errors import CallerError
+from providers.lines import Json, MCPError
+from providers.listener import MAX_SUBSCRIPTIONS, Listener
+from providers.listening import ACKNOWLEDGED, SUBSCRIPTION_META_KEY
+from providers.pool import McpConnectionPool
+from providers.resource import Isolation
+
+_INVALID_PARAMS, _INTERNAL_ERROR = -32602, -32603
+_ROOTS_CHANGED = "notifications/roots/list_changed"
+_TELL_SECONDS = 5.0
+_NOTHING: Json = {"completion": {"values": []}}
+"""What FastMCP answers for a prompt or template that it does not know."""
+
+
+class Relay:
+    def __init__(self, registry: Registry, pool: McpConnectionPool) -> None:
+        self._registry, self._pool = registry, pool
+
+    def __repr__(self) -> str:
+        return f"<Relay of {self._registry!r}>"
+
+    def serve(self, server: FastMCP[Any]) -> None:
+        """Have the root server's low-level messages answered here."""
+        low_level.serve_others(
+            server,
+            {
+                "completion/complete": self.complete,
+                "resources/subscribe": self.subscribe,
+                "resources/unsubscribe": self.unsubscribe,
+                "subscriptions/listen": self.listen,
+            },
+            {_ROOTS_CHANGED: self.roots_changed},
+        )
+
+    # --- completion
+
+    async def complete(self, request: Any, params: Json) -> Json:
+        """Suggestions for an argument, from the server that the prompt or template belongs to."""
+        caller = await self._registry.caller()
+        reference = params["ref"]
+        if reference["type"] == "ref/prompt":
+            server, _, name = str(reference["name"]).partition(SEPARATOR)
+            inner = {"name": name}
+        else:
+            server, inner = server_of(str(reference["uri"])), {"uri": out_of_namespace(str(reference["uri"]))}
+        mount = self._registry.route(server, caller)
+        if mount is None:
+            return _NOTHING
+        try:
+            return await mount.complete(params | {"ref": reference | inner})
+        except FastMCPError as error:
+            raise _shown(error) from None
+
+    # --- subscriptions of a handshake client
+
+    async def subscribe(self, request: Any, params: Json) -> Json:
+        """Have the client's session told when a resource is updated."""
+        uri, caller = str(params["uri"]), await self._registry.caller()
+        mount = self._registry.route(server_of(uri), caller)
+        if mount is None or caller is None or not caller.has_session:
+            raise _unknown_resource(uri)
+        try:
+            await mount.subscribe(self._registry.listeners.of_session(caller), uri)
+        except NotFoundError:
+            raise _unknown_resource(uri) from None
+        except FastMCPError as error:
+            raise _shown(error) from None
+        return {}
+
+    async def unsubscribe(self, request: Any, params: Json) -> Json:
+        """End a subscription; that there is none is no error."""
+        uri, caller = str(params["uri"]), await self._registry.caller()
+        mount = self._registry.route(server_of(uri), caller)
+        listener = self._registry.listeners.find(caller) if caller else None
+        if mount is not None and listener is not None:
+            mount.unsubscribe(listener, uri)
+        return {}
+
+    # --- `subscriptions/listen` of a 2026-07-28 client
+
+    async def listen(self, request: Any, params: Json) -> Json:
+        """One stream: the acknowledgement, then what the client asked for and may hear, until one side ends it."""
+        meta = {SUBSCRIPTION_META_KEY: request.request_id}
+        caller = await self._registry.caller()
+        if caller is None:
+            raise lines.mcp_error(_INVALID_PARAMS, "authentication is required")
+        asked, mounts = params["notifications"], self._mounts_of(params["notifications"], caller)
+        honored = dict.fromkeys(_flags(asked), True) | ({"resourceSubscriptions": list(mounts)} if mounts else {})
+        try:
+            with self._registry.listeners.stream(caller, frozenset(_flags(asked).values())) as listener:
+                await lines.tell_client(request, ACKNOWLEDGED, {"notifications": honored, "_meta": meta})
+                async with anyio.create_task_group() as tasks:
+                    for uri, mount in mounts.items():
+                        tasks.start_soon(_subscribe_quietly, mount, listener, uri)
+                    async for method, told in listener.mailbox:
+                        stamped = told | {"_meta": (told.get("_meta") or {}) | meta}
+                        await lines.tell_client(request, method, stamped)
+                    tasks.cancel_scope.cancel()
+        except CallerError as error:
+            raise _shown(error) from None
+        return {"_meta": meta}
+
+    def _mounts_of(self, asked: Json, caller: Caller) -> dict[str, Mount]:
+        """The resources that can be subscribed to, as far as is known, each with its server. One that may not be read
+        is left out like one that does not exist."""
+        uris = [str(uri) for uri in asked.get("resourceSubscriptions") or []]
+        if len(uris) > MAX_SUBSCRIPTIONS:
+            problem = f"one stream may name {MAX_SUBSCRIPTIONS:,} resources, and this one names {len(uris):,}"
+            raise lines.mcp_error(_INVALID_PARAMS, problem)
+        routed = {uri: self._registry.route(server_of(uri), caller) for uri in uris}
+        return {uri: mount for uri, mount in routed.items() if mount and _takes_subscriptions(mount, caller)}
+
+    # --- roots
+
+    async def roots_changed(self) -> None:
+        """The client's roots changed: the backends that are this client session's own are told, and no others."""
+        caller = await self._registry.caller()
+        if caller is None or not caller.has_session:
+            return
+        async with anyio.create_task_group() as tasks:
+            for connection in self._pool.connections():
+                if (
+                    connection.ends_with_session == caller.session
+                    and "roots" in connection.opener.capabilities.declared
+                ):
+                    _tell_soon(tasks, connection, _ROOTS_CHANGED)
+
+
+def _tell_soon(tasks: TaskGroup, connection: PooledConnection, method: str) -> None:
+    async def tell() -> None:
+        if connection.is_open and connection.session is not None and not connection.session.is_modern:
+            with anyio.move_on_after(_TELL_SECONDS):
+                await connection.session.tell(method)
+
+    tasks.start_soon(tell)
+
+
+async def _subscribe_quietly(mount: Mount, listener: Listener, uri: str) -> None:
+    """What cannot be subscribed to never tells anything; in this era that is no error."""
+    try:
+        await mount.subscribe(listener, uri)
+    except (FastMCPError, MCPError):
+        return
+
+
+def _flags(asked: Json) -> dict[str, str]:
+    """The lists whose changes are asked for, each with its notification."""
+    known = {f"{kind}ListChanged": f"notifications/{kind}/list_changed" for kind in KINDS}
+    return {flag: method for flag, method in known.items() if asked.get(flag) is True}
+
+
+def _takes_subscriptions(mount: Mount, caller: Caller) -> bool:
+    listing = mount.catalogue.known_to(caller.identity)
+    declared = (listing.facts.get("capabilities") or {}) if listing else {"resources": {"subscribe": True}}
+    takes_any = declared.get("resources") is not None
+    return takes_any and mount.resource.isolation is not Isolation.CALL
+
+
+def _unknown_resource(uri: str) -> Exception:
+    return lines.mcp_error(_INVALID_PARAMS, f"Unknown resource: {uri!r}")
+
+
+def _shown(error: FastMCPError) -> Exception:
+    """An error of ours, as a raw request is answered with."""
+    return lines.mcp_error(_INVALID_PARAMS if isinstance(error, CallerError) else _INTERNAL_ERROR, str(error))
