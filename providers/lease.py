@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 import anyio
-from fastmcp.server.context import Context
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from providers import lines
@@ -225,13 +224,12 @@ class PoolMiddleware(Middleware):
     async def _way(self, context: MiddlewareContext[Any], caller: Caller, front: Front | None) -> AsyncIterator[Way]:
         """How this call reaches the backend, as the eras of its client and of the backend want it."""
         target = self._target()
-        asked = _asked(target, context)
-        call = self._parked(context.fastmcp_context, front, asked)
+        call = self._parked(target, context, front)
         held = Lease(self._pool, target, caller, front)
         try:
             if call is None:
                 await held.open()
-                call = self._to_be_parked(held, target, caller, front, asked)
+                call = self._to_be_parked(held, target, context, caller, front)
             yield call or _direct_way(held, target, caller, front)
         finally:
             if call is not None:
@@ -239,29 +237,30 @@ class PoolMiddleware(Middleware):
             else:
                 held.close()
 
-    def _parked(self, request: Context | None, front: Front | None, asked: Asked) -> ParkableCall | None:
+    def _parked(self, target: Target, context: MiddlewareContext[Any], front: Front | None) -> ParkableCall | None:
         """The parked call that this one takes up, if it is a retry of one.
 
         Raises:
             ProtocolError: there is none.
         """
+        request = context.fastmcp_context
         state = lines.continuation(request).get("requestState") if request is not None else None
-        if not is_parked_state(state):
+        if context.method not in CALLS or not is_parked_state(state):
             return None
         if front is None or self._parking is None:
             raise unknown_state()
-        return self._parking.claim(state, front, asked)
+        return self._parking.claim(state, front, _asked(target, context))
 
     def _to_be_parked(
-        self, held: Lease, target: Target, caller: Caller, front: Front | None, asked: Asked
+        self, held: Lease, target: Target, context: MiddlewareContext[Any], caller: Caller, front: Front | None
     ) -> ParkableCall | None:
         """A call that its backend may ask about, and whose client has to be asked in another way."""
-        is_crossing = caller.is_modern and not held.session.is_modern
+        is_crossing = caller.is_modern and not held.session.is_modern and context.method in CALLS
         if not is_crossing or front is None or not caller.capabilities:
             return None
         if self._parking is None or not self._parking.is_open:
             return None
-        return self._parking.begin(held, front, asked, target.resource.timeouts.question)
+        return self._parking.begin(held, front, _asked(target, context), target.resource.timeouts.question)
 
 
 def _direct_way(held: Lease, target: Target, caller: Caller, front: Front | None) -> Way:
