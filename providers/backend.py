@@ -119,7 +119,7 @@ def make_offer(listing: Listing, resource: McpServerResource) -> Offer:
         shown = form | {"name": public}
         if name in rules.description:
             shown["description"] = rules.description[name]
-        offer.tools[public] = OfferedTool.of(shown, _tool_caller(name, is_repeatable(form)))
+        offer.tools[public] = OfferedTool.of(shown, _tool_caller(name, form))
     for form in listing.resources:
         uri = str(form.get("uri"))
         offer.resources.setdefault(uri, OfferedResource.of(form | {"uri": uri}, _resource_reader(uri)))
@@ -140,9 +140,15 @@ def is_repeatable(form: Json) -> bool:
     return hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True
 
 
-def _tool_caller(name: str, is_repeatable: bool) -> Callable[[Json], Any]:
+def _tool_caller(name: str, form: Json) -> Callable[[Json], Any]:
+    may_repeat, headers = is_repeatable(form), lines.param_headers_of(form.get("inputSchema"))
+
     async def call(arguments: Json) -> ToolResult:
-        return await _call_tool(name, arguments, is_repeatable)
+        token = lines.param_headers.set(headers)
+        try:
+            return await _call_tool(name, arguments, may_repeat)
+        finally:
+            lines.param_headers.reset(token)
 
     return call
 

@@ -103,6 +103,9 @@ class _Scope:
     was_used: bool = False
     """Somebody was answered with it since it was asked for last. What nobody uses is not renewed: that would keep a
     backend running for nobody."""
+    told: set[str] = field(default_factory=set)
+    """Of `KINDS`, those that the backend has said to have changed since it was asked last. The clients hear of it even
+    if nothing differs by now: somebody may have seen what was there in between."""
     was_missed: bool = False
     """Somebody was answered without it, and is to hear when it comes."""
     loading: anyio.Event | None = None
@@ -200,28 +203,29 @@ class Catalogue:
         for everybody who shares it. A client session with a backend of its own gets a listing of its own."""
         match self._target().resource.isolation:
             case Isolation.SHARED:
-                self.changed_for_all()
+                self.changed_for_all(method)
             case Isolation.USER:
-                self._changed_for(caller.identity)
+                self._changed_for(caller.identity, method)
             case _:
                 self._changed_for_session(caller, method)
 
-    def _changed_for(self, identity: Identity) -> None:
+    def _changed_for(self, identity: Identity, method: str) -> None:
         for scope in self._scopes.values():
             if scope.caller.identity.key == identity.key:
-                self._renew(scope)
+                self._renew(scope, method)
 
     def _changed_for_session(self, caller: Caller, method: str) -> None:
         base = self._find(caller)
         if method and caller.has_session and caller.session not in self._scopes:
             base = self._add(caller.session, caller, base.listing if base else None)
         if base is not None:
-            self._renew(base)
+            self._renew(base, method)
 
-    def changed_for_all(self) -> None:
-        """The server's generation changed: ask for every listing anew; what is known stands until then."""
+    def changed_for_all(self, method: str = "") -> None:
+        """The server's generation changed, or all share it: ask for every listing anew; what is known stands until
+        then."""
         for scope in self._scopes.values():
-            self._renew(scope)
+            self._renew(scope, method)
 
     def forget_session(self, session: str) -> None:
         """A client's session ended: its own listing goes, and nothing is asked on its behalf any more."""
@@ -247,9 +251,10 @@ class Catalogue:
         if anyio.current_time() >= scope.rests_until:
             self._load_soon(scope)
 
-    def _renew(self, scope: _Scope) -> None:
+    def _renew(self, scope: _Scope, method: str) -> None:
         """At once, if it was not asked for a moment ago; a server may announce changes without end."""
         scope.is_stale = True
+        scope.told.update(kind for kind in KINDS if method == f"notifications/{kind}/list_changed")
         if not scope.is_dormant and scope.loading is None and anyio.current_time() - scope.began_at >= _RENEW_PAUSE:
             self._load_soon(scope)
 
@@ -262,7 +267,8 @@ class Catalogue:
             self._tasks.start_soon(self._load, scope)
 
     async def _load(self, scope: _Scope) -> None:
-        before, finished = scope.listing, scope.loading
+        before, finished, told = scope.listing, scope.loading, scope.told
+        scope.told = set()
         assert finished is not None
         try:
             # To renew what is known is not worth somebody's session.
@@ -282,7 +288,7 @@ class Catalogue:
             finished.set()
         if scope.listing is not None and (before is not None or scope.was_missed):
             scope.was_missed = False
-            if changes := scope.listing.changes(before):
+            if changes := scope.listing.changes(before) | told:
                 self._on_change(changes, scope.caller.identity)
 
 

@@ -18,7 +18,7 @@ from fastmcp.tools.base import Tool, ToolResult
 from pydantic import BaseModel, PrivateAttr
 from pydantic_core import to_json
 
-from providers import lines, verbatim
+from providers import verbatim
 from providers.lines import Json, mcp_types
 
 CallTool = Callable[[Json], Awaitable[ToolResult]]
@@ -270,4 +270,15 @@ def input_required(kind: str, raw: Json) -> Any:
     Args:
         kind: `tool`, `resource` or `prompt`.
     """
-    return lines.input_required(kind, raw) if raw.get("resultType") == "input_required" else None
+    if raw.get("resultType") != "input_required":
+        return None
+    from fastmcp.prompts.base import InputRequiredPromptResult  # 3.4 has none of them
+    from fastmcp.resources.base import InputRequiredResourceResult
+    from fastmcp.tools.base import InputRequiredToolResult
+
+    kinds = {
+        "tool": InputRequiredToolResult,
+        "resource": InputRequiredResourceResult,
+        "prompt": InputRequiredPromptResult,
+    }
+    return kinds[kind](mcp_types.InputRequiredResult.model_validate(raw))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import fastmcp
@@ -27,6 +28,7 @@ MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
 if TYPE_CHECKING or MODERN:
     import mcp_types as mcp_types
     from mcp import MCPError as MCPError
+    from mcp.shared.inbound import find_invalid_x_mcp_header, mcp_param_headers, x_mcp_header_map
     from mcp_types.jsonrpc import jsonrpc_message_adapter
     from mcp_types.version import MODERN_PROTOCOL_VERSIONS as MODERN_PROTOCOL_VERSIONS
 else:
@@ -96,6 +98,20 @@ def from_session_message(item: SessionMessage) -> tuple[Json, Mapping[str, str]]
     return dumped, getattr(item.metadata, "headers", None) or {}
 
 
+ParamHeaders = Mapping[tuple[str, ...], str]
+"""Which arguments of a tool go into `Mcp-Param-…` headers, too: the path of each, and the header's name."""
+
+param_headers: ContextVar[ParamHeaders] = ContextVar("apollos_param_headers", default={})  # noqa: B039 - never changed
+"""Those of the tool that is being called."""
+
+
+def param_headers_of(input_schema: Any) -> ParamHeaders:
+    """What a tool's schema says of headers (2026-07-28, `x-mcp-header`); nothing where it is not valid."""
+    if not MODERN or not isinstance(input_schema, dict) or find_invalid_x_mcp_header(input_schema) is not None:
+        return {}
+    return x_mcp_header_map(input_schema)
+
+
 class ForwardingSession(ClientSession):
     """A session that hands results on as they came. Whether a tool's result fits its declared schema is for the
     client at the end to check: here it would turn a backend's slip into a gateway's error."""
@@ -104,6 +120,11 @@ class ForwardingSession(ClientSession):
         return None
 
     _validate_tool_result = validate_tool_result  # the name of the same hook in mcp 1
+
+    def _resolve_param_headers(self, name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """The SDK knows a tool once this session has listed it; ours are listed over any session, and kept."""
+        headers = param_headers.get()
+        return mcp_param_headers(headers, arguments) if headers else {}
 
     async def _handle_response(self, message: SessionMessage) -> None:
         """In mcp 1 an answer to somebody who gives up at that very moment would end the whole session."""
@@ -364,21 +385,3 @@ def error_data(error: Exception) -> Json:
     """code, message and data of the SDK's error."""
     data: Json = error.error.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
     return data
-
-
-def input_required(kind: str, raw: Json) -> Any:
-    """FastMCP's result for "the backend asks for input"; only 4.x has one.
-
-    Args:
-        kind: `tool`, `resource` or `prompt`.
-    """
-    from fastmcp.prompts.base import InputRequiredPromptResult
-    from fastmcp.resources.base import InputRequiredResourceResult
-    from fastmcp.tools.base import InputRequiredToolResult
-
-    kinds = {
-        "tool": InputRequiredToolResult,
-        "resource": InputRequiredResourceResult,
-        "prompt": InputRequiredPromptResult,
-    }
-    return kinds[kind](mcp_types.InputRequiredResult.model_validate(raw))

@@ -164,9 +164,24 @@ async def test_only_what_changed_is_announced(kind: str) -> None:
         await shelf.names(ALICE_1)
         await time_passes(10)
         backend.answers["resources/templates/list" if kind == "templates" else f"{kind}/list"] = answer
-        await backend.wire.say("notifications/tools/list_changed")
+        changed = "resources" if kind == "templates" else kind
+        await backend.wire.say(f"notifications/{changed}/list_changed")
         await settled()
-    assert shelf.announced == [({"resources" if kind == "templates" else kind}, "alice")]
+    assert shelf.announced == [({changed}, "alice")]
+
+
+async def test_what_a_backend_says_to_have_changed_is_news_even_if_nothing_differs_by_now() -> None:
+    backend = FakeBackend()
+    async with shelf_of(backend) as shelf:
+        await shelf.names(ALICE_1)
+        await time_passes(10)
+        await backend.wire.say("notifications/prompts/list_changed")
+        await settled()
+        assert shelf.announced == [({"prompts"}, "alice")]
+        await time_passes(400)
+        await shelf.names(ALICE_1)
+        await settled()
+        assert len(shelf.announced) == 1, "once"
 
 
 async def test_a_backend_that_says_list_changed_is_asked_again() -> None:
