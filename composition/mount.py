@@ -110,7 +110,12 @@ class Mount:
             open_wire,
             self._backend_changed,
             lambda key, params: self.subscriptions.updated(key, params),
+            self._logged,
         )
+
+    async def _logged(self, caller: Caller, params: Json) -> None:
+        if self._may_read(self._sessions.identity_of(caller)):
+            await self._sessions.log(caller, params)
 
     def _may_read(self, identity: Identity) -> bool:
         resource = self._lookup(self.resource.name)

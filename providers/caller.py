@@ -23,7 +23,7 @@ from providers import lines
 from providers.capabilities import NO_CAPABILITIES, Capabilities
 from providers.identity import Identity
 from providers.lines import Json
-from providers.log_levels import LEVELS
+from providers.log_levels import is_loud_enough
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +102,7 @@ class Front:
     def _wants_log(self, level: object) -> bool:
         """Who never asked wants all of it in the handshake era, and nothing in that of 2026-07-28."""
         wanted = self.log_level
-        if level not in LEVELS or (wanted is None and self.caller.is_modern):
-            return False
-        return wanted is None or LEVELS.index(str(level)) >= LEVELS.index(wanted)
+        return not (wanted is None and self.caller.is_modern) and is_loud_enough(level, wanted)
 
     async def tell(self, method: str, params: Json) -> None:
         """Pass a notification on, if this client wants it; a client that is gone is no error."""
@@ -203,6 +201,12 @@ class ClientSessions:
         owner = next((owner for owner, key in self._keys.items() if key == caller.session), None)
         if owner is not None:
             await self._tell(owner, [method], params)
+
+    async def log(self, caller: Caller, params: Json) -> None:
+        """Pass a log message on that belongs to a handshake session and to none of its calls."""
+        owner = next((owner for owner, key in self._keys.items() if key == caller.session), None)
+        if owner is not None and is_loud_enough(params.get("level"), lines.session_log_level(owner)):
+            await self._tell(owner, ["notifications/message"], params)
 
     async def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
         """Send notifications without params to each session, as its user is concerned; a stuck client costs the others

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -132,6 +132,7 @@ async def open_session(
     capabilities: Capabilities = NO_CAPABILITIES,
     on_change: Callable[[str], None] = lambda _: None,
     on_update: Callable[[Json], None] = lambda _: None,
+    on_log: Callable[[Json], Awaitable[None]] | None = None,
     deadline: float = math.inf,
     prefers_modern: bool = False,
     era: Any = None,
@@ -143,6 +144,7 @@ async def open_session(
         capabilities: what the client behind this session can be asked; exactly that is declared to the backend.
         on_change: told each `…/list_changed` method that the backend sends.
         on_update: told the params of each `notifications/resources/updated`.
+        on_log: told the params of each log message that comes while no call runs.
         deadline: seconds for connecting and negotiating together.
         prefers_modern: which era to try first: the client's own, so that it finds what it would find directly (a
             session that keeps state, or the 2026-07-28 way of asking). The other one is taken where it has no other.
@@ -153,7 +155,8 @@ async def open_session(
         BackendUnavailable: no connection, or the backend ended it.
         BackendProtocolError: the backend does not speak MCP.
     """
-    opening = _Opening(resource, open_wire, identity, capabilities, BackendSession(resource, on_change, on_update))
+    session = BackendSession(resource, on_change, on_update, on_log)
+    opening = _Opening(resource, open_wire, identity, capabilities, session)
     try:
         try:
             with anyio.fail_after(deadline):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -21,13 +21,18 @@ from providers.session import BackendSession
 from providers.wire import OpenWire
 
 
+async def _nobody_listens(caller: Caller, params: Json) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """One generation of a resource, and how its sessions are opened.
 
     `on_change` is told the caller that a connection belongs to, and the `…/list_changed` method that the backend sent;
     the method is empty when a connection was opened again after it had died. `on_update` is told the key of a
-    connection and the params of a `notifications/resources/updated` that came on it.
+    connection and the params of a `notifications/resources/updated` that came on it. `on_log` is told the caller whose
+    session alone has a connection, and the params of a log message that came while no call ran on it.
     """
 
     resource: McpServerResource
@@ -35,6 +40,7 @@ class Target:
     open_wire: OpenWire
     on_change: Callable[[Caller, str], None] = lambda caller, method: None
     on_update: Callable[[Key, Json], None] = lambda key, params: None
+    on_log: Callable[[Caller, Json], Awaitable[None]] = _nobody_listens
 
     @property
     def key(self) -> tuple[str, int]:

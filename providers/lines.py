@@ -317,13 +317,18 @@ LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 
 def log_level(request: Any) -> str | None:
     """The level that the client asked for: by `logging/setLevel`, or with this request in 2026-07-28."""
-    session, level = request.session, None
     if not MODERN:
-        level = getattr(session, "_minimum_logging_level", None)
-    elif request.protocol_version in MODERN_PROTOCOL_VERSIONS:
-        level = (request.meta or {}).get(LOG_LEVEL_KEY)
-    else:  # FastMCP keeps the level on the server that got the request, which is the root; ours is a sub-server
-        level = session._connection.state.get("apollos_log_level")
+        return session_log_level(request.session)
+    if request.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+        return session_log_level(request.session._connection)
+    level = (request.meta or {}).get(LOG_LEVEL_KEY)
+    return level if level in LEVELS else None
+
+
+def session_log_level(owner: Any) -> str | None:
+    """The level that a handshake client asked for. FastMCP 4.x keeps it on the server that got the request, which is
+    the root; ours are sub-servers, so we keep it as well."""
+    level = owner.state.get("apollos_log_level") if MODERN else getattr(owner, "_minimum_logging_level", None)
     return level if level in LEVELS else None
 
 

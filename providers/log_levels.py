@@ -19,6 +19,11 @@ UNASKED = "info"
 sends nothing unasked. Most servers of that era begin with it."""
 
 
+def is_loud_enough(level: object, wanted: str | None) -> bool:
+    """Whether a message of this level is for who wants those of `wanted` and above; None wants all."""
+    return level in LEVELS and (wanted is None or LEVELS.index(str(level)) >= LEVELS.index(wanted))
+
+
 class LogLevels:
     """What the sessions on one connection want to hear.
 

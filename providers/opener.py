@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from providers.client import open_session
 from providers.connection import Key, PooledConnection
@@ -42,6 +43,7 @@ class Opener:
             capabilities=connection.opener.capabilities,
             on_change=lambda method: target.on_change(connection.opener, method),
             on_update=lambda params: target.on_update(connection.key, params),
+            on_log=partial(target.on_log, connection.opener) if connection.ends_with_session else None,
             deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
             prefers_modern=connection.opener.is_modern,
             era=self._eras.get(connection.era_key),

@@ -7,7 +7,7 @@ order of the wire, and is passed to the front of the call that it belongs to, or
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,11 +56,12 @@ class BackendSession:
         resource: McpServerResource,
         on_change: Callable[[str], None],
         on_update: Callable[[Json], None] = lambda params: None,
+        on_log: Callable[[Json], Awaitable[None]] | None = None,
     ) -> None:
         self.server = resource.name
         self.listening: Listening | None = None
         self._keeps_listening = resource.isolation is not Isolation.CALL
-        self._on_update = on_update
+        self._on_update, self._on_log = on_update, on_log
         self.facts: Json = {}
         self._timeouts: Timeouts = resource.timeouts
         self._on_change = on_change
@@ -274,6 +275,8 @@ class BackendSession:
             front = self._calls.whose(of_request)
             if front is not None:
                 await self._tell(front, front.tell(method, params))
+            elif not self._calls and self._on_log is not None:
+                await self._log_at_large(params)
         elif method == COMPLETE:
             await self._elicitations.completed(params, self._calls.fronts)
         elif method == ACKNOWLEDGED and self.listening is not None:
@@ -291,6 +294,15 @@ class BackendSession:
         if front is not None:
             front.clock.touch()
             await self._tell(front, front.progress(params))
+
+    async def _log_at_large(self, params: Json) -> None:
+        """A log message while no call runs is for the client session that this connection belongs to, if it belongs to
+        one. A client that does not take it in time gets no more of them."""
+        assert self._on_log is not None
+        with anyio.move_on_after(_TELL_SECONDS) as telling:
+            await self._on_log(params)
+        if telling.cancelled_caught:
+            self._on_log = None
 
     async def _tell(self, front: Front, sending: Coroutine[Any, Any, None]) -> None:
         if front.is_deaf:
