@@ -55,8 +55,8 @@ async def behind_the_gateway(table: dict[str, Any]) -> AsyncIterator[str]:
 
 
 async def warm_up(url: str) -> None:
-    """The suite waits 600 ms for the answer to a call of a client that can be asked something, and for such a client the
-    gateway starts a process of its own: it is started now."""
+    """The suite waits 600 ms for the answer to a call of a client that can be asked something, and for such a client
+    the gateway starts a process of its own: it is started now."""
     async with connect_http(url, NEWEST, capabilities={"elicitation": {}}) as one:
         one.patience = START_TIMEOUT
         await one.call(f"{NAMESPACE}_test_simple_text")
