@@ -19,8 +19,9 @@ from tests.conformance import suite
 from tests.conformance.expected import FAILURES, SCENARIOS, WAYS
 from tests.conformance.relay import relay
 from tests.conformance.suite import Outcome
+from tests.helpers.clients import NEWEST, connect_http
 from tests.helpers.gateway import gateway_process, patient_toml, remote
-from tests.helpers.processes import http_server
+from tests.helpers.processes import START_TIMEOUT, http_server
 
 pytestmark = pytest.mark.timeout(600)  # the first test fetches the suite and the server
 
@@ -49,7 +50,16 @@ async def reached(way: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def behind_the_gateway(table: dict[str, Any]) -> AsyncIterator[str]:
     async with gateway_process(patient_toml({NAMESPACE: table})) as gateway, relay(gateway.url, NAMESPACE) as url:
+        await warm_up(gateway.url)
         yield url
+
+
+async def warm_up(url: str) -> None:
+    """The suite waits 600 ms for the answer to a call of a client that can be asked something, and for such a client
+    the gateway starts a process of its own: it is started now."""
+    async with connect_http(url, NEWEST, capabilities={"elicitation": {}}) as one:
+        one.patience = START_TIMEOUT
+        await one.call(f"{NAMESPACE}_test_simple_text")
 
 
 @pytest.fixture(scope="session")

@@ -23,16 +23,11 @@ HANDSHAKE, NEWEST = "2025-11-25", "2026-07-28"
 OF_MCP = "io.modelcontextprotocol/"
 PATIENCE = 8.0
 """Seconds until a client gives up. Nothing that is waited for here takes a tenth of it."""
-
 NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
 CAPABILITIES: dict[str, Json] = {
-    HANDSHAKE: {
-        "roots": {"listChanged": True},
-        "sampling": {"tools": {}, "context": {}},
-        "elicitation": {"form": {}, "url": {}},
-    },
-    NEWEST: {"roots": {}, "sampling": {"tools": {}, "context": {}}, "elicitation": {"form": {}, "url": {}}},
+    era: {"roots": roots, "sampling": {"tools": {}, "context": {}}, "elicitation": {"form": {}, "url": {}}}
+    for era, roots in ((HANDSHAKE, {"listChanged": True}), (NEWEST, {}))
 }
 
 
@@ -55,6 +50,12 @@ class Pending:
     """Notifications that came before the answer."""
     done: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether the server took it as a stream of `subscriptions/listen`."""
+        acknowledged = [one for one in self.heard if one["method"] == "notifications/subscriptions/acknowledged"]
+        return any(_params(one)["_meta"][f"{OF_MCP}subscriptionId"] == self.id for one in acknowledged)
 
 
 class HandClient:
@@ -159,7 +160,7 @@ class HandClient:
         """A stream of `subscriptions/listen`, acknowledged."""
         pending = await self.begin("subscriptions/listen", {"notifications": wanted})
         try:
-            await self.until(lambda: bool(pending.heard) or pending.done.is_set())
+            await self.until(lambda: pending.is_acknowledged or pending.done.is_set())
             if pending.answer is not None:
                 result_of(pending)
             yield pending

@@ -70,8 +70,8 @@ FLOWS = {
     "roots": "`roots/list`",
     "roots changed": "`notifications/roots/list_changed`",
     "tools changed": "the client hears of it, and then lists what is new",
-    "prompts changed": "the same",
-    "resources changed": "the same",
+    "prompts changed": "the same for prompts",
+    "resources changed": "the same for resources and templates",
     "subscription": "to a resource; it ends with the last who wanted it",
     "cancellation": "a call that the client gives up ends in the server",
     "question withdrawn": "the server takes a question back while the client thinks",
@@ -126,11 +126,13 @@ def rendered() -> str:
     """The table as docs/relay.md shows it: a row for each flow, a column for each pairing of eras."""
     notes: list[str] = []
     rows = [
-        f"| {flow} | " + " | ".join(_shown(EXCEPTIONS.get((flow, *pair), WORKS), notes) for pair in PAIRS) + " |"
-        for flow in FLOWS
+        f"| {flow} | {meant} | {' | '.join(_shown(EXCEPTIONS.get((flow, *pair), WORKS), notes) for pair in PAIRS)} |"
+        for flow, meant in FLOWS.items()
     ]
-    head = ["| flow | " + " | ".join(f"{client} → {server}" for client, server in PAIRS) + " |", "|---|" + "---|" * 4]
-    return "\n".join([*head, *rows, "", *(f"{number}. {note}." for number, note in enumerate(notes, 1))])
+    head = ["| flow | what is meant | " + " | ".join(f"{client} → {server}" for client, server in PAIRS) + " |"]
+    rule = "|---" * (2 + len(PAIRS)) + "|"
+    noted = [f"{number}. {note[0].upper()}{note[1:]}." for number, note in enumerate(notes, 1)]
+    return "\n".join([*head, rule, *rows, "", *noted])
 
 
 def _shown(expectation: Expectation, notes: list[str]) -> str:

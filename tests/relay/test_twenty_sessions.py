@@ -28,7 +28,8 @@ pytestmark = [
 ]
 
 SESSIONS = 20
-ROUNDS = 2
+OWN = ("own-process", "own-new", "own-sse")
+"""The servers with which each session has one of its own."""
 GONE_WITHIN = 5.0
 """Seconds. The promise is 500 ms; here the machine may be busy. docs/relay.md has what was measured."""
 
@@ -113,15 +114,24 @@ def answers_of(mark: str) -> Json:
 async def use(one: HandClient, server: str, era: str, mark: str) -> None:
     desk = Desk(one, server, era)
     one.answers = answers_of(mark)
-    for number in range(ROUNDS):
-        own = f"{mark} {server} {number}"
-        assert await desk.call("echo", text=own) == own
-        await progress_and_log(desk, own)
-        assert (await desk.call("sample", mark=own))["result"]["model"] == mark
-        assert (await desk.call("fill_in", mark=own))["result"]["content"] == {"name": mark}
-        assert (await desk.call("open_url", mark=own))["result"] == {"action": "accept"}
-        assert (await desk.call("roots"))["result"]["roots"] == [{"uri": f"file:///{mark}"}]
-        await subscribe(desk, f"flow://item/{mark}-{server}-{number}")
+    own = f"{mark} {server}"
+    assert await desk.call("echo", text=own) == own
+    await progress_and_log(desk, own)
+    assert (await desk.call("sample", mark=own))["result"]["model"] == mark
+    assert (await desk.call("fill_in", mark=own))["result"]["content"] == {"name": mark}
+    assert (await desk.call("open_url", mark=own))["result"] == {"action": "accept"}
+    assert (await desk.call("roots"))["result"]["roots"] == [{"uri": f"file:///{mark}"}]
+    await subscribe(desk, f"flow://item/{mark}-{server}")
+    if server in OWN:
+        await give_up(desk, own)
+
+
+async def give_up(desk: Desk, own: str) -> None:
+    token = f"{own} waits"
+    call = await desk.begin("tools/call", {"name": "wait", "arguments": {"mark": own}}, {"progressToken": token})
+    await desk.client.notified("notifications/progress", progressToken=token)
+    await desk.client.give_up(call)
+    assert await desk.call("was_given_up", mark=own) == own
 
 
 async def progress_and_log(desk: Desk, own: str) -> None:
@@ -177,10 +187,10 @@ async def test_who_vanishes_leaves_no_call_no_session_and_no_subscription(era: s
     ):
         for server in eras:  # so that the witness has its own sessions before it counts
             await Desk(witness, server, eras[server]).call("echo", text="here")
-        before = open_sessions(gateway)
+        before = own_sessions(gateway), len(gateway.gateway.sessions)
         async with person(gateway.url, number, says_goodbye=era == HANDSHAKE) as one:
             await use_all(one, eras, tmp_path)
-            assert open_sessions(gateway) > before
+            assert own_sessions(gateway) > before[0]
             gone = anyio.current_time()
         await all_given_up(tmp_path)
         print(f"{era}: calls ended after {anyio.current_time() - gone:.3f} s")
@@ -189,13 +199,13 @@ async def test_who_vanishes_leaves_no_call_no_session_and_no_subscription(era: s
                 await no_subscribers(Desk(witness, server, its_era), f"flow://item/watched-{server}")
         await eventually(lambda: gateway.gateway.pool.statistics().leases == 0)
         if era == HANDSHAKE:  # in 2026-07-28 the user is the session, and stays
-            await eventually(lambda: open_sessions(gateway) <= before)
+            await eventually(lambda: (own_sessions(gateway), len(gateway.gateway.sessions)) == before)
 
 
-def open_sessions(gateway: ServedGateway) -> int:
-    """Backend sessions, less the shared ones: those are everybody's."""
+def own_sessions(gateway: ServedGateway) -> int:
+    """Backend sessions that are a client session's own: others outlast it."""
     connections = gateway.gateway.pool.connections()
-    return sum(connection.target.resource.isolation is not Isolation.SHARED for connection in connections)
+    return sum(connection.target.resource.isolation is Isolation.SESSION for connection in connections)
 
 
 async def use_all(one: HandClient, eras: dict[str, str], folder: Path) -> None:

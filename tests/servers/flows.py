@@ -204,9 +204,9 @@ class Server:
             await send(message | {"params": (message.get("params") or {}) | {"_meta": meta}})
 
         wanted = params["notifications"]
-        await tagged(notification("notifications/subscriptions/acknowledged", {"notifications": wanted}))
         self.listening[key] = (tagged, wanted)
         try:
+            await tagged(notification("notifications/subscriptions/acknowledged", {"notifications": wanted}))
             await asyncio.Event().wait()
         finally:
             del self.listening[key]
