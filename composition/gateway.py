@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -26,18 +27,21 @@ from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines
 from providers.caller import Caller, ClientSessions
+from providers.container_keys import StartPolicy
+from providers.container_supervisor import ContainerOptions, ContainerSupervisor
 from providers.direct import DirectServer
 from providers.endpoint import http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
+from providers.ownership import default_state_folder
 from providers.pool import McpConnectionPool, PoolLimits
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
-from providers.wire import OpenWire
+from providers.wire import Deliver, OpenWire, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +86,9 @@ class Gateway:
                 max_lifetime=settings.max_lifetime,
                 health_interval=settings.health_interval,
             )
+        )
+        self.containers = ContainerSupervisor(
+            container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
         )
         local = None if auth else self.operator
         self.registry = Registry(
@@ -146,10 +153,11 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.pool, anyio.create_task_group() as tasks:
+            async with http_client() as self._http, self.containers, self.pool, anyio.create_task_group() as tasks:
                 self.state = GatewayState.RUNNING
                 tasks.start_soon(self.registry.run, self.store, tasks)
                 tasks.start_soon(self._follow_file)
+                tasks.start_soon(self._start_eager)
                 self._ready.set()
                 await self._stop.wait()
                 tasks.cancel_scope.cancel()
@@ -190,15 +198,27 @@ class Gateway:
         self.configuration = configuration
 
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
+        if resource.is_container:
+            return self.containers.launcher(resource)
         match resource.transport_type:
             case TransportType.STDIO:
                 return partial(stdio_wire, resource)
             case TransportType.PYTHON:
                 return partial(inprocess_wire, resource, PythonServer(resource))
-            case TransportType.SSE:
-                return lambda deliver: sse_wire(resource, deliver, self._client)
             case _:
-                return lambda deliver: streamable_http_wire(resource, deliver, self._client)
+                return partial(self._open_remote, resource)
+
+    def _open_remote(self, resource: McpServerResource, deliver: Deliver) -> AbstractAsyncContextManager[Wire]:
+        if resource.transport_type is TransportType.SSE:
+            return sse_wire(resource, deliver, self._client)
+        return streamable_http_wire(resource, deliver, self._client)
+
+    async def _start_eager(self) -> None:
+        """Connect to the servers that are to run before anybody asks, once their images are here."""
+        await self.containers.pulled()
+        for mount in list(self.registry.mounts.values()):
+            if mount.resource.start is StartPolicy.EAGER:
+                mount.catalogue.ask_soon(self.operator_caller())
 
     @property
     def _client(self) -> aiohttp.ClientSession:
@@ -207,9 +227,22 @@ class Gateway:
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)
+        self.containers.end_session(session)
         for mount in self.registry.mounts.values():
             mount.catalogue.forget_session(session)
 
     def operator_caller(self) -> Caller:
         """The operator, for what the gateway does by itself: warming up and `check`."""
         return Caller(self.operator, f"user:{self.operator.key}", has_session=False, is_modern=lines.MODERN)
+
+
+def container_options(configuration: Configuration) -> ContainerOptions:
+    """Where containers are, and how many there may be, as the configuration says."""
+    settings = configuration.settings
+    return ContainerOptions(
+        configuration=configuration.path.absolute(),
+        state=Path(settings.state_dir).expanduser() if settings.state_dir else default_state_folder(),
+        host=settings.docker_host,
+        allowed_paths=settings.docker_allowed_paths,
+        max_containers=settings.max_containers,
+    )

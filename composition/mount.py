@@ -1,6 +1,6 @@
 """A mount: one resource offered under its namespace, as a FastMCP sub-server of the registry.
 
-The sub-server's middleware is one list, outermost first: identity, store (access), pool. It stands by itself, with the
+The sub-server's middleware is one list, outermost first: identity, store (access), docker, pool. It stands by itself, with the
 backend's own names; what is here gives its components the server's name in front, and enters it once for each call.
 """
 
@@ -30,6 +30,7 @@ from providers.components import (
     RawToolResult,
 )
 from providers.connection import Target
+from providers.container_middleware import DockerMiddleware
 from providers.direct import DirectServer
 from providers.errors import InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
@@ -76,6 +77,7 @@ class Mount:
             middleware=[
                 IdentityMiddleware(local),
                 StoreMiddleware(resource.name, lookup),
+                DockerMiddleware(sessions, lambda: self.target),
                 PoolMiddleware(pool, sessions, lambda: self.target),
             ],
         )

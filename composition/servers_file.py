@@ -39,7 +39,8 @@ from composition.settings import (
     without,
 )
 from providers.errors import ConfigurationError
-from providers.resource import McpServerResource, Timeouts, ToolRules, TransportType, reach_problem
+from providers.reach import TransportType, reach_problem
+from providers.resource import McpServerResource, Timeouts, ToolRules
 
 _BOOLEAN = TypeAdapter(bool)
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")

@@ -9,6 +9,7 @@ word that was written where only a few are allowed; never another value, and nev
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -31,7 +32,13 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _split(value: object) -> object:
+    """An environment variable holds several paths as PATH does."""
+    return value.split(os.pathsep) if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(BaseModel):
@@ -48,7 +55,18 @@ class Settings(BaseModel):
     health_interval: Seconds = Field(default=60.0, description="seconds between checks of idle sessions")
     refresh_interval: Seconds = Field(default=300.0, description="seconds until a catalogue is listed again")
     drain_timeout: Seconds = Field(default=20.0, description="seconds that open calls get at shutdown")
+    max_containers: Count = Field(default=20, examples=["20"])
+    docker_host: str | None = Field(default=None, min_length=1, examples=['"unix:///var/run/docker.sock"'])
+    docker_allowed_paths: Paths = Field(default=(), examples=['["/srv/data"]'])
+    state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
+
+    @field_validator("docker_allowed_paths")
+    @classmethod
+    def _paths_are_whole(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not path.startswith(("/", "~")) for path in paths):
+            raise ValueError("must hold whole paths, which begin with / or ~")
+        return paths
 
     @field_validator("store")
     @classmethod

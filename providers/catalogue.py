@@ -139,6 +139,10 @@ class Catalogue:
             scope.was_missed = True
         return scope.listing
 
+    def ask_soon(self, caller: Caller) -> None:
+        """Ask in the background, if nothing is known for this caller."""
+        self._load_if_stale(self._find(caller) or self._add(caller))
+
     def renew_if_stale(self, caller: Caller) -> None:
         """Ask again in the background if what is known for this caller is stale."""
         if scope := self._find(caller):

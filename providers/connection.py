@@ -41,21 +41,29 @@ class Key(NamedTuple):
     generation: int
     scope: str
 
+    @property
+    def whose(self) -> str:
+        return self.scope.partition(";")[0]
+
+
+def whose_for(target: Target, caller: Caller) -> str:
+    """With whom a caller shares a backend: nobody but its session, its user, everybody, or not even its next call."""
+    match target.resource.isolation:
+        case Isolation.SESSION:
+            return caller.session
+        case Isolation.USER:
+            return f"user:{caller.identity.key}"
+        case Isolation.SHARED:
+            return "shared"
+        case Isolation.CALL:
+            return f"call:{uuid4().hex}"
+
 
 def key_for(target: Target, caller: Caller) -> Key:
     """The key of a caller's connection. What the client can be asked, and how, is part of the scope: a backend that was
     told that it may ask is never handed to a client that cannot answer."""
-    match target.resource.isolation:
-        case Isolation.SESSION:
-            whose = caller.session
-        case Isolation.USER:
-            whose = f"user:{caller.identity.key}"
-        case Isolation.SHARED:
-            whose = "shared"
-        case Isolation.CALL:
-            whose = f"call:{uuid4().hex}"
     era = "modern" if caller.is_modern else "handshake"
-    return Key(*target.key, f"{whose};{era};{','.join(sorted(caller.capabilities))}")
+    return Key(*target.key, f"{whose_for(target, caller)};{era};{','.join(sorted(caller.capabilities))}")
 
 
 class ConnectionState(StrEnum):
@@ -97,6 +105,10 @@ class PooledConnection:
         """The client session at whose end this connection ends, too."""
         own = self.target.resource.isolation is Isolation.SESSION and self.opener.has_session
         return self.opener.session if own else None
+
+    def idle_limit(self, usual: float) -> float:
+        """Seconds after which it is closed when nobody uses it."""
+        return self.target.resource.idle_stop or usual
 
     def serves(self, caller: Caller) -> bool:
         """Whether a call of this caller may run on it now."""

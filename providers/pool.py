@@ -21,17 +21,16 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from providers.backoff import Backoff
+from providers.backoff import Backoff, rest_for
 from providers.caller import Caller
 from providers.client import open_session
 from providers.connection import ConnectionState, Key, PooledConnection, PoolStatistics, Target, key_for
 from providers.errors import BackendError, BackendUnavailable, PoolExhausted
-from providers.resource import Isolation, TransportType
+from providers.resource import Isolation
+from providers.wire import opened_for
 
 logger = logging.getLogger(__name__)
 
-_REST_LIMIT = {TransportType.STDIO: 30.0}
-_REST_LIMIT_OTHERS = 5.0  # a server that comes back is to be seen within 10 s
 
 
 class PoolLimits(NamedTuple):
@@ -276,6 +275,7 @@ class McpConnectionPool:
         timeouts = resource.timeouts
         era = (*target.key, connection.opener.is_modern)
         first = not any(known[:2] == target.key for known in self._eras)
+        opened_for.set(connection.key.whose)
         async with AsyncExitStack() as stack:
             connection.session = await stack.enter_async_context(
                 open_session(
@@ -314,8 +314,8 @@ class McpConnectionPool:
 
     def _failed(self, connection: PooledConnection, error: BackendError) -> None:
         self._counts["failed"] += 1
-        limit = _REST_LIMIT.get(connection.target.resource.transport_type, _REST_LIMIT_OTHERS)
-        self.backoff.failed(connection.target.key, error, limit)
+        rest = rest_for(connection.target.resource, has_served=connection.served > 0)
+        self.backoff.failed(connection.target.key, error, rest)
         logger.warning("%s", error)
         for waiter in [waiter for waiter in self._waiters if waiter.key == connection.key]:
             self._answer(waiter, error=type(error)(error.server, error.problem, not_sent=True))
@@ -359,7 +359,7 @@ class McpConnectionPool:
         async with anyio.create_task_group() as checks:
             for connection in [each for each in self._all if each.state is ConnectionState.IDLE]:
                 idle, age = now - connection.last_used_at, now - connection.created_at
-                if idle > self.limits.idle_timeout or age > self.limits.max_lifetime:
+                if idle > connection.idle_limit(self.limits.idle_timeout) or age > self.limits.max_lifetime:
                     self._close(connection)
                 elif now - max(connection.checked_at, connection.last_used_at) > self.limits.health_interval:
                     checks.start_soon(self._check, connection)

@@ -1,0 +1,143 @@
+"""Where the Docker engine is: what the operator says, what the environment says, or the current Docker context.
+
+The container manager comes in once, at its first call; called are the file system and `ssl`. The same address
+serves both sides: the Docker SDK for control, and our own stream for attaching to a container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from providers.errors import ConfigurationError
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+_TLS_FILES = {"ca": "ca.pem", "certificate": "cert.pem", "key": "key.pem"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM. Without an authority the system's are trusted; `is_verified` is False where the operator said so."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    is_verified: bool = True
+
+    def context(self) -> ssl.SSLContext:
+        """Made for each engine once; it reads files."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        if not self.is_verified:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """A unix socket, or a TCP port with or without TLS. `source` says who named it, for errors."""
+
+    host: str
+    tls: Tls | None = None
+    source: str = "Docker's default"
+
+    @property
+    def socket_path(self) -> str | None:
+        return self.host.removeprefix("unix://") if self.host.startswith("unix://") else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine shares this machine's files."""
+        return self.socket_path is not None
+
+    @property
+    def tcp(self) -> tuple[str, int]:
+        parts = urlsplit(self.host)
+        return parts.hostname or "localhost", parts.port or (2376 if self.tls else 2375)
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.source})"
+
+
+def find_engine(chosen: str | None = None, environ: Mapping[str, str] = os.environ) -> EngineAddress:
+    """The engine that Docker's own command line would use here, unless the operator chose one. It reads files.
+
+    Args:
+        chosen: `docker_host` of the gateway's settings.
+
+    Raises:
+        ConfigurationError: the address, or the context that names it, cannot be used.
+    """
+    if chosen:
+        return _checked(chosen, _tls_of(environ), "docker_host")
+    if host := environ.get("DOCKER_HOST"):
+        return _checked(host, _tls_of(environ), "DOCKER_HOST")
+    folder = Path(environ.get("DOCKER_CONFIG") or Path(environ.get("HOME") or "~").expanduser() / ".docker")
+    context = environ.get("DOCKER_CONTEXT") or _read(folder / "config.json").get("currentContext") or "default"
+    return EngineAddress(DEFAULT_HOST) if context == "default" else _from_context(folder, context)
+
+
+def _tls_of(environ: Mapping[str, str]) -> Tls | None:
+    """TLS as Docker's variables ask for it."""
+    is_verified, folder = bool(environ.get("DOCKER_TLS_VERIFY")), environ.get("DOCKER_CERT_PATH")
+    if not is_verified and not folder:
+        return None
+    return _tls_in(Path(folder or Path(environ.get("HOME") or "~").expanduser() / ".docker"), is_verified)
+
+
+def _tls_in(folder: Path, is_verified: bool) -> Tls:
+    files = {name: str(folder / file) for name, file in _TLS_FILES.items() if (folder / file).is_file()}
+    return Tls(**files, is_verified=is_verified)  # type: ignore[arg-type]
+
+
+def _from_context(folder: Path, name: str) -> EngineAddress:
+    digest = hashlib.sha256(name.encode()).hexdigest()  # that is how Docker names a context's folder
+    endpoint = _read(folder / "contexts" / "meta" / digest / "meta.json").get("Endpoints", {}).get("docker", {})
+    host = endpoint.get("Host")
+    if not isinstance(host, str):
+        raise ConfigurationError(f"Docker context '{name}' was not found. See 'docker context ls'.")
+    certificates = folder / "contexts" / "tls" / digest / "docker"
+    tls = _tls_in(certificates, not endpoint.get("SkipTLSVerify")) if certificates.is_dir() else None
+    return _checked(host, tls, f"Docker context '{name}'")
+
+
+def _checked(host: str, tls: Tls | None, source: str) -> EngineAddress:
+    try:
+        parts = urlsplit(host)
+        is_usable = bool(parts.path if parts.scheme == "unix" else parts.hostname and parts.port != 0)
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.scheme not in ("unix", "tcp", "http", "https"):
+        raise ConfigurationError(
+            f"{source} names a Docker engine that the gateway cannot speak to; it speaks unix:///path and tcp://host:port. "
+            "An engine over ssh is reached by forwarding its socket: ssh -L /tmp/engine.sock:/var/run/docker.sock HOST"
+        )
+    if parts.scheme == "https":
+        tls = tls or Tls()
+    return EngineAddress(host if parts.scheme == "unix" else f"tcp://{parts.netloc}", tls if parts.scheme != "unix" else None, source)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def own_container_id(mounts: Path = Path("/proc/self/mountinfo"), mark: Path = Path("/.dockerenv")) -> str | None:
+    """The id of the container that the gateway itself runs in, if it does: Docker mounts files of it into it. Whether
+    it is a container of the engine that we speak to is for the engine to say."""
+    if not mark.exists():
+        return None
+    found = re.search(r"/containers/([0-9a-f]{64})/", mounts.read_text())
+    return found[1] if found else None
