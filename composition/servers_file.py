@@ -38,7 +38,9 @@ from composition.settings import (
     value_at,
     without,
 )
+from providers.container_keys import parse_volume
 from providers.errors import ConfigurationError
+from providers.hardening import mount_problem
 from providers.reach import TransportType, reach_problem
 from providers.resource import McpServerResource, Timeouts, ToolRules
 
@@ -55,6 +57,7 @@ _MEANT = {
     **{key: f"timeouts.{key}" for key in Timeouts.model_fields},
     **{key: f"tools.{key}" for key in ToolRules.model_fields},
     **{"type": "transport_type", "environment": "env", "disabled": "is_enabled", "roles": "required_roles"},
+    **{"image": "docker_image", "ports": "docker_ports", "volumes": "docker_volumes", "memory": "docker_memory"},
 }
 """What is written straight under a server by mistake, and what was probably meant."""
 
@@ -150,7 +153,7 @@ def _configuration(path: Path, data: bytes, environ: Mapping[str, str]) -> Confi
     text = _decoded(path, data)
     tables = _Tables(_parsed(path, text), path.absolute().parent, environ)
     settings = tables.settings()
-    resources = tables.resources(settings.timeouts)
+    resources = tables.resources(settings)
     if tables.problems:
         raise ConfigurationError(_with_lines(path, text, tables.problems))
     return Configuration(settings, resources, path, _fingerprint(data))
@@ -243,11 +246,12 @@ class _Tables:
             self._add(("gateway",), problem)
         return settings
 
-    def resources(self, timeouts: Timeouts) -> dict[str, McpServerResource]:
-        """The servers that are in order, by name. `timeouts` are those of servers that say nothing else."""
+    def resources(self, settings: Settings) -> dict[str, McpServerResource]:
+        """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else, and
+        what containers may mount."""
         self._refuse_other_tables()
         tables = self._table("servers", "write [servers.NAME], in single brackets, for each server")
-        found = {name: self._resource(name, table, timeouts) for name, table in tables.items()}
+        found = {name: self._resource(name, table, settings) for name, table in tables.items()}
         return {name: resource for name, resource in found.items() if resource is not None}
 
     def _table(self, name: str, advice: str) -> dict[str, Any]:
@@ -270,7 +274,7 @@ class _Tables:
                 what = f"key '{_dotted([key])}' is in no table. Write it under [gateway] or [servers.NAME]"
             self.problems.append(Problem((key,), what))
 
-    def _resource(self, name: str, table: Any, timeouts: Timeouts) -> McpServerResource | None:
+    def _resource(self, name: str, table: Any, settings: Settings) -> McpServerResource | None:
         place: Key = ("servers", name)
         if not isinstance(table, dict):
             self._add(("servers",), Problem((name,), _not_a_server(name, table)))
@@ -282,23 +286,25 @@ class _Tables:
             if isinstance(table[key], dict):
                 text += f". If it belongs to the name: a name has no dot, write [servers.{name}-{key}]"
             self._add(place, Problem((key,), text))
-        is_misspelt = any(did_you_mean(key, ("command", "url", "python")) for key in unknown)
-        resource, problems = self._checked(name, written, timeouts)
+        is_misspelt = any(did_you_mean(key, ("command", "url", "python", "docker_image")) for key in unknown)
+        resource, problems = self._checked(name, written, settings)
         for key, text in problems:
             if key or not is_misspelt:  # who wrote 'comand' need not hear that 'command' is missing
                 self._add(place, Problem(key if key != ("name",) else (), text))
         return resource
 
     def _checked(
-        self, name: str, written: dict[str, Any], timeouts: Timeouts
+        self, name: str, written: dict[str, Any], settings: Settings
     ) -> tuple[McpServerResource | None, list[Problem]]:
         flag, _ = expand(written.get("is_enabled", True), self._environ)
         is_off = _is_false(flag)
         data, problems = (dict(written), []) if is_off else expand(written, self._environ)
         data |= {"name": name, "created_by": CREATOR, "is_enabled": flag}
         if isinstance(data.get("timeouts", {}), dict):
-            data["timeouts"] = timeouts.model_dump() | data.get("timeouts", {})
+            data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
+        if not is_off:
+            problems += self._volumes(data, settings)
         resource, found = check(McpServerResource, data, written, problems)
         unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]
         if is_off and unread:  # a number or a choice that only a variable holds: its default will do
@@ -321,6 +327,22 @@ class _Tables:
         if is_off or _is_file(self._directory / file):
             return []
         return [Problem(("python",), f"names a file that is not there. Its path begins at {self._directory}")]
+
+    def _volumes(self, data: dict[str, Any], settings: Settings) -> list[Problem]:
+        """Make a volume's path absolute, and look where it leads: what may not be mounted is told before anything
+        runs. It is looked at once more whenever a container is made."""
+        volumes, problems = data.get("docker_volumes"), []
+        for place, text in enumerate(volumes if isinstance(volumes, list) else []):
+            try:
+                volume = parse_volume(text)
+            except (ValueError, AttributeError):
+                continue  # the model has the words for it
+            if volume.source.startswith("."):
+                data["docker_volumes"][place] = f"{self._directory / volume.source}:{text.partition(':')[2]}"
+                volume = parse_volume(data["docker_volumes"][place])
+            if problem := mount_problem(volume, settings.docker_allowed_paths):
+                problems.append(Problem(("docker_volumes", place), problem))
+        return problems
 
     def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:
         command, path = data.get("command"), self._environ.get("PATH")

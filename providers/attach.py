@@ -75,7 +75,7 @@ class Attached:
         self._stream, self._buffered = stream, buffered
 
     async def run(self) -> None:
-        """Take frames apart until they end. Who does not read one stream holds up the other: they are one connection."""
+        """Take frames apart until they end. Who does not read one stream holds up the other: both come on one line."""
         try:
             with suppress(*GONE):
                 while True:

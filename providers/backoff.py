@@ -73,7 +73,9 @@ class Backoff:
 
     def failures(self, server: str) -> int:
         """How often a server failed in a row."""
-        return max((trouble.failures for trouble in self._troubles.values() if trouble.error.server == server), default=0)
+        return max(
+            (trouble.failures for trouble in self._troubles.values() if trouble.error.server == server), default=0
+        )
 
     def rests_for(self, key: Hashable) -> float:
         """Seconds until the next attempt is allowed; 0 when it is."""

@@ -106,9 +106,7 @@ def listed_status_of(facts: Mapping[str, Any]) -> ContainerStatus:
 
 
 def container_of(container_id: str, name: str, labels: Mapping[str, str]) -> Container:
-    return Container(
-        container_id, name, labels.get(SERVER, ""), labels.get(SCOPE, ""), labels.get(FINGERPRINT, "")
-    )
+    return Container(container_id, name, labels.get(SERVER, ""), labels.get(SCOPE, ""), labels.get(FINGERPRINT, ""))
 
 
 def name_in(facts: Mapping[str, Any]) -> str:

@@ -39,7 +39,9 @@ def at_address(resource: McpServerResource, address: Address) -> McpServerResour
     return resource.model_copy(update={"url": f"http://{address.host}:{address.port}{path}"})
 
 
-async def until_ready(resource: McpServerResource, open_remote: OpenRemote, is_alive: Callable[[], Awaitable[bool]]) -> None:
+async def until_ready(
+    resource: McpServerResource, open_remote: OpenRemote, is_alive: Callable[[], Awaitable[bool]]
+) -> None:
     """Wait until a server answers MCP; any answer will do.
 
     Args:

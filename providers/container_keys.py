@@ -130,7 +130,7 @@ def _check_image(image: str) -> None:
 def _check_network(network: str) -> None:
     if network in _OF_THE_HOST or network.startswith(("container:", "ns:")):
         raise ValueError(
-            f"may not be '{network}': a server has a network of its own. Use \"none\", \"own\", \"internet\", "
+            f'may not be \'{network}\': a server has a network of its own. Use "none", "own", "internet", '
             "or the name of a network that you made for it"
         )
     if not _NAME.fullmatch(network):

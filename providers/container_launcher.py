@@ -22,7 +22,8 @@ import anyio
 from providers.container import Address, Container, ContainerStatus
 from providers.container_http import OpenRemote, at_address, explaining, until_ready
 from providers.container_stdio import container_stdio_wire, remove
-from providers.docker import ImageMissing, McpContainerManager
+from providers.docker import McpContainerManager
+from providers.docker_engine import ImageMissing
 from providers.errors import BackendError, BackendTimeout, BackendUnavailable
 from providers.resource import McpServerResource, TransportType
 from providers.wire import Deliver, Wire, opened_for
@@ -253,7 +254,9 @@ class ContainerLauncher:
         if status.is_running:
             return None
         self.lost(served.scope, status)
-        return BackendUnavailable(self.resource.name, f"its container {status.obituary()}. The next call starts another.")
+        return BackendUnavailable(
+            self.resource.name, f"its container {status.obituary()}. The next call starts another."
+        )
 
     def _end_if_over(self, served: _Served) -> None:
         if served.wires == 0 and (served.is_over or self.is_replaced) and not self.resource.keep:

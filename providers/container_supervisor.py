@@ -26,7 +26,8 @@ from providers.container_http import OpenRemote
 from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
 from providers.container_log import ContainerLog
-from providers.docker import EngineUnavailable, ImageMissing, McpContainerManager
+from providers.docker import McpContainerManager
+from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendError, BackendUnavailable, ConfigurationError
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource
@@ -154,9 +155,7 @@ class ContainerSupervisor:
                     instance = await anyio.to_thread.run_sync(claim)
                 except ConfigurationError as error:
                     raise BackendUnavailable("", str(error), not_sent=True) from None
-                self._manager = McpContainerManager(
-                    instance, host=options.host, allowed_paths=options.allowed_paths
-                )
+                self._manager = McpContainerManager(instance, host=options.host, allowed_paths=options.allowed_paths)
             return self._manager
 
     # --- how many
@@ -302,9 +301,9 @@ class ContainerSupervisor:
         resource = launcher.resource
         limit = resource.idle_stop or (float("inf") if resource.keep else self._pool.limits.idle_timeout)
         for connection in self._pool.connections(resource.name):
-            if connection.target.open_wire is launcher and connection.state is ConnectionState.IDLE:
-                if launcher.idle_for(connection.key.whose, connection.last_used_at) > limit:
-                    self._pool.retire(connection)
+            is_ours = connection.target.open_wire is launcher and connection.state is ConnectionState.IDLE
+            if is_ours and launcher.idle_for(connection.key.whose, connection.last_used_at) > limit:
+                self._pool.retire(connection)
         launcher.stop_idle(limit)
 
     async def _note(self, manager: McpContainerManager) -> None:

@@ -25,7 +25,7 @@ _TLS_FILES = {"ca": "ca.pem", "certificate": "cert.pem", "key": "key.pem"}
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Files in PEM. Without an authority the system's are trusted; `is_verified` is False where the operator said so."""
+    """Files in PEM. Without an authority the system's are trusted. Not verified is only what an operator asked for."""
 
     ca: str | None = None
     certificate: str | None = None
@@ -96,7 +96,7 @@ def _tls_of(environ: Mapping[str, str]) -> Tls | None:
 
 def _tls_in(folder: Path, is_verified: bool) -> Tls:
     files = {name: str(folder / file) for name, file in _TLS_FILES.items() if (folder / file).is_file()}
-    return Tls(**files, is_verified=is_verified)  # type: ignore[arg-type]
+    return Tls(**files, is_verified=is_verified)
 
 
 def _from_context(folder: Path, name: str) -> EngineAddress:
@@ -118,12 +118,14 @@ def _checked(host: str, tls: Tls | None, source: str) -> EngineAddress:
         is_usable = False
     if not is_usable or parts.scheme not in ("unix", "tcp", "http", "https"):
         raise ConfigurationError(
-            f"{source} names a Docker engine that the gateway cannot speak to; it speaks unix:///path and tcp://host:port. "
-            "An engine over ssh is reached by forwarding its socket: ssh -L /tmp/engine.sock:/var/run/docker.sock HOST"
+            f"{source} names a Docker engine that the gateway cannot speak to; it speaks unix:///path and "
+            "tcp://host:port. Forward the socket of one over ssh: ssh -L /tmp/engine.sock:/var/run/docker.sock HOST"
         )
     if parts.scheme == "https":
         tls = tls or Tls()
-    return EngineAddress(host if parts.scheme == "unix" else f"tcp://{parts.netloc}", tls if parts.scheme != "unix" else None, source)
+    return EngineAddress(
+        host if parts.scheme == "unix" else f"tcp://{parts.netloc}", tls if parts.scheme != "unix" else None, source
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -56,6 +56,17 @@ class ImageFacts:
     volumes: tuple[str, ...] = ()
 
 
+def image_facts(inspected: Mapping[str, Any]) -> ImageFacts:
+    """The facts in Docker's answer to an inspection of an image."""
+    config, digests = inspected.get("Config") or {}, inspected.get("RepoDigests") or [""]
+    return ImageFacts(
+        id=inspected["Id"],
+        digest=digests[0].partition("@")[2] or None,
+        user=config.get("User") or "",
+        volumes=tuple(config.get("Volumes") or ()),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a container is put: decided by the manager, not by the record."""
@@ -194,7 +205,9 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def relaxations(resource: McpServerResource) -> list[str]:
-    """Where a record asks for more than the defaults, for `check` and the status."""
+    """Where a record differs from the defaults, for `check` and the status; nothing for other servers."""
+    if not resource.is_container:
+        return []
     fields = type(resource).model_fields
     keys = ("docker_memory", "docker_cpus", "docker_pids", "docker_user", "docker_read_only")
     changed = [f"{key}={getattr(resource, key)}" for key in keys if getattr(resource, key) != fields[key].default]
@@ -234,8 +247,8 @@ def mount_problem(
     folders = [real_path(folder) for folder in allowed]
     if not any(_is_below(source, folder) for folder in folders):
         return (
-            f"leads to '{source}', which is below none of docker_allowed_paths ({', '.join(folders) or 'there are none'}). "
-            "Name its folder under [gateway]: docker_allowed_paths = [\"…\"]"
+            f"leads to '{source}', below none of docker_allowed_paths ({', '.join(folders) or 'there are none'}). "
+            'Name its folder under [gateway]: docker_allowed_paths = ["…"]'
         )
     return None
 
@@ -277,5 +290,3 @@ def volume_problem(options: Mapping[str, str] | None) -> str | None:
     if options:
         return "was made with driver options, which can lead anywhere on the host. Use one that was made without"
     return None
-
-

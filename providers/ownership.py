@@ -177,7 +177,7 @@ def claim(state: Path, configuration: Path) -> Instance:
     except OSError as error:
         raise ConfigurationError(
             f"the record of containers cannot be kept in '{root}' ({error.strerror}). "
-            "Name a folder under [gateway]: state_dir = \"…\""
+            'Name a folder under [gateway]: state_dir = "…"'
         ) from None
     raise ConfigurationError(f"more than {_MOST_INSTANCES} gateways run with '{configuration}'")
 

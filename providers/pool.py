@@ -32,7 +32,6 @@ from providers.wire import opened_for
 logger = logging.getLogger(__name__)
 
 
-
 class PoolLimits(NamedTuple):
     """Sizes in connections, times in seconds."""
 

@@ -218,7 +218,9 @@ class McpServerResource(BaseModel):
     docker_user: User | None = Field(default=None, examples=['"1000:1000"'])
     docker_capabilities: Capabilities = Field(default=(), examples=['["CHOWN"]'])
     docker_read_only: bool = Field(default=True, examples=["true"])
-    docker_secrets: dict[SecretName, Text] = Field(default_factory=dict, repr=False, examples=['{ TOKEN = "${TOKEN}" }'])
+    docker_secrets: dict[SecretName, Text] = Field(
+        default_factory=dict, repr=False, examples=['{ TOKEN = "${TOKEN}" }']
+    )
     start: StartPolicy = StartPolicy.LAZY
     idle_stop: Seconds | None = Field(default=None, examples=["300"])
     keep: bool = Field(default=False, examples=["true"])

@@ -28,7 +28,7 @@ def inside() -> dict[str, Any]:
         "gid": os.getgid(),
         "capabilities": status["CapEff"],
         "no_new_privileges": status["NoNewPrivs"],
-        "interfaces": sorted(os.listdir("/sys/class/net")),
+        "interfaces": sorted(interface.name for interface in Path("/sys/class/net").iterdir()),
         "writable": sorted(folder for folder in ("/", "/tmp", "/opt", "/data", "/etc") if _can_write(folder)),
         "environment": dict(os.environ),
     }
