@@ -86,9 +86,9 @@ class Attached:
             self._stderr.close()
 
     async def aclose(self) -> None:
-        await anyio.aclose_forcefully(self._stream)
         for end in (self._stdout, self._stderr, self.stdout.frames, self.stderr.frames):
             end.close()
+        await anyio.aclose_forcefully(self._stream)
 
     async def _next_frame(self) -> None:
         header = await self._buffered.receive_exactly(_HEADER_BYTES)

@@ -131,13 +131,21 @@ class ContainerLauncher:
 
     @asynccontextmanager
     async def _over_stdio(self, deliver: Deliver) -> AsyncIterator[Wire]:
-        name = self.resource.name
+        name, made = self.resource.name, False
         manager = await self._house.manager()
+
+        def discard(container: Container) -> None:
+            nonlocal made
+            made = True
+            self._house.start_soon(self._discard, manager, container)
+
         await self._house.take_slot(name)
         try:
             self._count_restart()
-            log = self._house.log(name)
-            async with container_stdio_wire(self.resource, deliver, manager, opened_for.get(), log=log) as wire:
+            opened = container_stdio_wire(
+                self.resource, deliver, manager, opened_for.get(), discard=discard, log=self._house.log(name)
+            )
+            async with opened as wire:
                 self._over_stdio_now += 1
                 try:
                     yield wire
@@ -146,7 +154,12 @@ class ContainerLauncher:
                     if wire.failure is not None:
                         self._died(wire.failure.problem)
         finally:
-            self._house.free_slot()
+            if not made:
+                self._house.free_slot()
+
+    async def _discard(self, manager: McpContainerManager, container: Container) -> None:
+        await remove(manager, container)
+        self._house.free_slot()
 
     @asynccontextmanager
     async def _over_http(self, deliver: Deliver) -> AsyncIterator[Wire]:

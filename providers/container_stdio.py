@@ -40,22 +40,21 @@ async def container_stdio_wire(
     manager: McpContainerManager,
     scope: str,
     *,
+    discard: Callable[[Container], None],
     log: Callable[[str], None] | None = None,
-    on_made: Callable[[Container], None] = lambda _: None,
 ) -> AsyncIterator[Wire]:
-    """A container of a resource's image, for the length of the block; afterwards it is gone.
+    """A container of a resource's image, for the length of the block.
 
     Args:
         scope: whose it is.
+        discard: takes the container when the block is left, and has it removed. It may not wait: FastMCP's client
+            cancels what it leaves, in a way that no shield of ours holds off.
         log: takes the lines that it writes to stderr.
-        on_made: told of the container before it starts.
 
     Raises:
         BackendUnavailable: it cannot be made or started; the message says why.
     """
-    with anyio.CancelScope(shield=True):  # once made, it must be in our hands before a cancellation strikes
-        container = await manager.create_server(resource, scope)
-    on_made(container)
+    container = await manager.create_server(resource, scope)
     try:
         attached = await _attached(manager, container)
         try:
@@ -63,16 +62,16 @@ async def container_stdio_wire(
             wire = ContainerWire(resource, process, deliver, group=process.group, log=log)
             async with anyio.create_task_group() as tasks:
                 await manager.start_created(container)
-                for work in (attached.run, process.watch, process.group.pass_signals_on):
-                    tasks.start_soon(work)
-                async with running(wire, resource.timeouts.shutdown):
-                    yield wire
-                tasks.cancel_scope.cancel()
+                tasks.start_soon(process.run)
+                try:
+                    async with running(wire, resource.timeouts.shutdown):
+                        yield wire
+                finally:
+                    process.is_done.set()
         finally:
             await attached.aclose()
     finally:
-        with anyio.CancelScope(shield=True):
-            await remove(manager, container)
+        discard(container)
 
 
 async def _attached(manager: McpContainerManager, container: Container) -> Attached:
@@ -107,12 +106,24 @@ class ContainerProcess(Process):
         self._status: ContainerStatus | None = None
         self._returncode: int | None = None
         self._ended = anyio.Event()
+        self.is_done = anyio.Event()
+        """Set by who has no more use for it."""
         self.group = ContainerGroup(self)
 
     def __repr__(self) -> str:
         return f"<ContainerProcess {self._container.name} {self._container.id[:12]} returncode={self._returncode}>"
 
-    async def watch(self) -> None:
+    async def run(self) -> None:
+        """Take its output, pass signals on and notice its end, until `is_done`. Shielded: who cancels the wire wants
+        the container to end, and that takes all three."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for work in (self._attached.run, self._watch, self.group.pass_signals_on):
+                    tasks.start_soon(work)
+                await self.is_done.wait()
+                tasks.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
         """Until it has ended, and we know how."""
         await self._attached.ended.wait()
         if not await self._has_ended():  # its output is lost to us, or it closed it: it is of no use any more
@@ -193,23 +204,26 @@ class ContainerGroup(ProcessGroup):
     def __init__(self, process: ContainerProcess) -> None:
         super().__init__(process)
         self._process = process
-        self._signals, self._to_send = anyio.create_memory_object_stream[int](8)
+        self._wanted: list[int] = []
+        self._asked = anyio.Event()
 
     def signal(self, signum: int) -> bool:
         if self.gone.is_set():
             return False
-        if signum:
-            try:
-                self._signals.send_nowait(signum)
-            except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                logger.debug("%r is being ended already", self._process)
+        if signum and signum not in self._wanted:
+            self._wanted.append(signum)
+            self._asked.set()
         return True
 
     async def pass_signals_on(self) -> None:
-        """Until nobody is left."""
-        with self._signals, self._to_send:
-            async for signum in self._to_send:
-                await self._process.send(signum)
+        """Until cancelled."""
+        sent = 0
+        while True:
+            await self._asked.wait()
+            self._asked = anyio.Event()
+            while sent < len(self._wanted):
+                sent += 1
+                await self._process.send(self._wanted[sent - 1])
 
     async def wait(self) -> None:
         await self.gone.wait()

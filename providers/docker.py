@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -140,7 +141,12 @@ class McpContainerManager:
         Raises:
             ImageMissing, EngineUnavailable, BackendUnavailable: it cannot be made; the message says why.
         """
-        return await self._engine.call(resource.name, partial(self._create, resource, scope), SLOW)
+        is_abandoned = threading.Event()
+        try:
+            return await self._engine.call(resource.name, partial(self._create, resource, scope, is_abandoned), SLOW)
+        except BaseException:
+            is_abandoned.set()
+            raise
 
     async def start_created(self, container: Container) -> None:
         """Start what was created."""
@@ -149,12 +155,14 @@ class McpContainerManager:
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
         return Plan(resource, _image(resource, api), self.instance, is_inside=self._engine.own_id is not None)
 
-    def _create(self, resource: McpServerResource, scope: str, api: Api) -> Container:
+    def _create(self, resource: McpServerResource, scope: str, is_abandoned: threading.Event, api: Api) -> Container:
         check_mounts(resource, self._allowed_paths, [self.engine.socket_path] if self.engine.socket_path else [])
         _check_volumes(resource, api)
         plan = self._plan(resource, api)
         for name in plan.names():
             if name not in self.instance.containers() and (made := self._create_named(name, plan, scope, api)):
+                if is_abandoned.is_set():  # nobody waits for it any more: reconciliation removes it
+                    self._live.pop(name, None)
                 return made
         raise BackendUnavailable(resource.name, "Docker has no name left for its container.", not_sent=True)
 
@@ -171,7 +179,9 @@ class McpContainerManager:
             self._let_go(name)
             if getattr(error, "status_code", None) != 409:
                 raise
-            logger.warning("server '%s': a container that is not ours has the name '%s'; it is left alone", server, name)
+            logger.warning(
+                "server '%s': a container that is not ours has the name '%s'; it is left alone", server, name
+            )
             return None
         self.instance.remember(name, made["Id"])
         return Container(made["Id"], name, server, scope, plan.fingerprint)
