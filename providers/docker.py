@@ -141,11 +141,13 @@ class McpContainerManager:
         Raises:
             ImageMissing, EngineUnavailable, BackendUnavailable: it cannot be made; the message says why.
         """
-        is_abandoned = threading.Event()
+        is_abandoned, made = threading.Event(), list[Container]()
         try:
-            return await self._engine.call(resource.name, partial(self._create, resource, scope, is_abandoned), SLOW)
+            work = partial(self._create, resource, scope, is_abandoned, made)
+            return await self._engine.call(resource.name, work, SLOW)
         except BaseException:
             is_abandoned.set()
+            self._abandon(made)
             raise
 
     async def start_created(self, container: Container) -> None:
@@ -155,15 +157,28 @@ class McpContainerManager:
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
         return Plan(resource, _image(resource, api), self.instance, is_inside=self._engine.own_id is not None)
 
-    def _create(self, resource: McpServerResource, scope: str, is_abandoned: threading.Event, api: Api) -> Container:
+    def _abandon(self, made: list[Container]) -> None:
+        """Nobody waits for these any more: reconciliation removes them."""
+        for container in made:
+            self._live.pop(container.name, None)
+
+    def _create(
+        self,
+        resource: McpServerResource,
+        scope: str,
+        is_abandoned: threading.Event,
+        made: list[Container],
+        api: Api,
+    ) -> Container:
         check_mounts(resource, self._allowed_paths, [self.engine.socket_path] if self.engine.socket_path else [])
         _check_volumes(resource, api)
         plan = self._plan(resource, api)
         for name in plan.names():
-            if name not in self.instance.containers() and (made := self._create_named(name, plan, scope, api)):
-                if is_abandoned.is_set():  # nobody waits for it any more: reconciliation removes it
-                    self._live.pop(name, None)
-                return made
+            if name not in self.instance.containers() and (new := self._create_named(name, plan, scope, api)):
+                made.append(new)
+                if is_abandoned.is_set():
+                    self._abandon(made)
+                return new
         raise BackendUnavailable(resource.name, "Docker has no name left for its container.", not_sent=True)
 
     def _create_named(self, name: str, plan: Plan, scope: str, api: Api) -> Container | None:

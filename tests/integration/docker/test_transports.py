@@ -49,7 +49,7 @@ async def test_a_server_over_http(state: str, transport: str) -> None:
     table = over_http(transport_type=transport)
     async with gateway(state, web=table) as served, client(served.url, LEGACY) as caller:
         assert await data(caller, "web_add", a=2, b=3) == 5
-        assert len(await data(caller, "web_big", megabytes=3)) == 3 * 2**20
+        assert len(await data(caller, "web_echo", text="x" * 400_000)) == 400_000
         seen: list[float] = []
 
         async def note(progress: float, total: float | None, message: str | None) -> None:
@@ -91,7 +91,8 @@ async def test_a_shared_server_has_one_container(state: str, table: Any, engine:
 @pytest.mark.core
 async def test_output_is_whole_however_it_is_cut_into_frames(state: str) -> None:
     """Long lines on stdout with lines on stderr in between."""
-    async with gateway(state, every=over_stdio()) as served, client(served.url, LEGACY) as caller:
+    toml = servers_toml({"every": over_stdio()}, state_dir=state)
+    async with gateway_over_stdio(toml) as started, client(started.transport(), LEGACY) as caller:
         async with anyio.create_task_group() as tasks:
             for number in range(10):
                 tasks.start_soon(caller.call_tool, "every_say", {"text": f"line {number}", "times": 200})
