@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from benchmarks import measurements, report
 from benchmarks.answers import Era
 from benchmarks.fronts import Site, Variant, Via
 from benchmarks.measurements import QUICK, Bench, Plan, Row
-from benchmarks.processes import Cores, helper, share_cores
+from benchmarks.processes import Cores, helper, other_seconds, share_cores
 from benchmarks.report import Verdict
 
 _COMPARED = (Variant.DIRECT, Variant.GATEWAY, Variant.CREATE_PROXY, Variant.SHARED)
@@ -76,9 +77,7 @@ async def measure(bench: Bench, section: Section) -> Result | None:
             rows = await measurements.listings(bench, section.era)
             size = f"{measurements.LISTED_SERVERS} servers x {measurements.LISTED_TOOLS} tools"
             heading = f"tools/list, {size}: {where}"
-            return Result(
-                heading, report.listings_table(rows), report.listing_verdicts(rows, section.era), rows
-            )
+            return Result(heading, report.listings_table(rows), report.listing_verdicts(rows, section.era), rows)
         case "idle":
             if Variant.GATEWAY not in bench.variants:
                 return None
@@ -110,9 +109,17 @@ def describe(cores: Cores, plan: Plan) -> str:
     )
 
 
-async def run(
-    sections: Sequence[Section], plan: Plan, variants: tuple[Variant, ...], file: Path | None
-) -> None:
+def describe_noise(seconds: float, others: float | None) -> str:
+    """How much the rest of the machine did in these seconds; `others` is what `other_seconds` said before them."""
+    took = f"The run took {seconds:.0f} s."
+    now = other_seconds()
+    if now is None or others is None:
+        return took
+    share = (now - others) / seconds / (os.cpu_count() or 1)
+    return f"{took} Meanwhile other processes used {max(0.0, share):.0%} of the machine's CPU time."
+
+
+async def run(sections: Sequence[Section], plan: Plan, variants: tuple[Variant, ...], file: Path | None) -> None:
     """All sections, one after another, with the HTTP backends running beside them."""
     cores = share_cores()
     if cores.load:
@@ -120,6 +127,7 @@ async def run(
     about = describe(cores, plan)
     print(f"# Apollos MCP Gateway: benchmark\n\n{about}\n", flush=True)
     results: list[Result] = []
+    started, others = time.monotonic(), other_seconds()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         async with helper("http_backend", cores.load) as backend:
             site = Site((await backend.read())["port"], cores, Path(directory))
@@ -130,13 +138,15 @@ async def run(
                 if result is not None:
                     results.append(result)
                     print(f"## {result.heading}\n\n{result.table}\n", flush=True)
+    disturbed = describe_noise(time.monotonic() - started, others)
     verdicts = [verdict for result in results for verdict in result.verdicts]
     if verdicts:
-        print("## Targets\n\n" + "\n".join(map(str, verdicts)))
+        print("## Targets\n\n" + "\n".join(map(str, verdicts)) + "\n")
+    print(disturbed)
     if file is not None:
         raw = [{"heading": result.heading, "rows": [asdict(row) for row in result.raw]} for result in results]
         targets = [asdict(verdict) for verdict in verdicts]
-        file.write_text(json.dumps({"about": about, "results": raw, "targets": targets}, indent=1))  # noqa: ASYNC240
+        file.write_text(json.dumps({"about": about, "noise": disturbed, "results": raw, "targets": targets}, indent=1))  # noqa: ASYNC240
 
 
 def main() -> None:
@@ -145,12 +155,8 @@ def main() -> None:
     )
     names = list(dict.fromkeys(section.name for section in SECTIONS))
     parser.add_argument("--quick", action="store_true", help="under a minute: one round, fewer sections")
-    parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}"
-    )
-    parser.add_argument(
-        "--variants", nargs="+", type=Variant, choices=_COMPARED, default=_COMPARED, metavar="NAME"
-    )
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}")
+    parser.add_argument("--variants", nargs="+", type=Variant, choices=_COMPARED, default=_COMPARED, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's numbers there")
     options = parser.parse_args()
     modern = int(version("fastmcp").partition(".")[0]) >= 4  # FastMCP 3 knows only the handshake

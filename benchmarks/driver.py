@@ -43,13 +43,17 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What a load measured: calls answered, seconds from the first to the last, latencies in milliseconds."""
+    """What a load measured: calls answered, seconds from the first to the last, latencies in milliseconds.
+
+    `cpu_ms` is the front's CPU time per call; `measurements` adds it, as only it knows the front's process.
+    """
 
     calls: int
     seconds: float
     p50_ms: float
     p99_ms: float
     error: str | None = None
+    cpu_ms: float | None = None
 
 
 class Driver:

@@ -19,10 +19,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from anyio.abc import Process
+
 from benchmarks.answers import Era
 from benchmarks.http_backend import HANG
 from benchmarks.processes import ROOT, Cores, cpu_seconds, memory_bytes, running
 from benchmarks.sessions import Target
+
+LOG = "stderr.log"
+_LAST_WORDS = 2_000
 
 
 class Variant(StrEnum):
@@ -74,15 +79,24 @@ class Front:
     target: Target
     tool: str
     """What `echo` of the first backend is called there."""
-    pid: int | None = None
+    process: Process | None = None
     """The process to measure; None for direct calls."""
+    log: Path | None = None
 
     def cpu_seconds(self) -> float | None:
-        return None if self.pid is None else cpu_seconds(self.pid)
+        return None if self.process is None else cpu_seconds(self.process.pid)
 
     def memory_mb(self) -> float | None:
-        used = None if self.pid is None else memory_bytes(self.pid)
+        used = None if self.process is None or self.has_ended else memory_bytes(self.process.pid)
         return None if used is None else used / 2**20
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process is not None and self.process.returncode is not None
+
+    def last_words(self) -> str:
+        """The end of what it logged."""
+        return self.log.read_text(errors="replace")[-_LAST_WORDS:] if self.log and self.log.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -113,28 +127,29 @@ async def started(
             yield Front(variant, Target(era, pipes=pipes), "echo")
     elif front is Via.STDIO:
         argv, env = _command(variant, entries, directory, None)
-        async with _over_pipes(argv, site.cores.front, env, directory) as (pipes, pid):
-            yield Front(variant, Target(era, pipes=pipes), tool, pid)
+        async with _over_pipes(argv, site.cores.front, env, directory) as (pipes, process):
+            yield Front(variant, Target(era, pipes=pipes), tool, process, directory / LOG)
     else:
         port = _free_port()
         argv, env = _command(variant, entries, directory, port)
-        async with running(argv, site.cores.front, env=env, log=directory / "stderr.log") as process:
-            yield Front(variant, Target(era, url=f"http://127.0.0.1:{port}/mcp"), tool, process.pid)
+        async with running(argv, site.cores.front, env=env, log=directory / LOG) as process:
+            target = Target(era, url=f"http://127.0.0.1:{port}/mcp")
+            yield Front(variant, target, tool, process, directory / LOG)
 
 
 @asynccontextmanager
 async def _over_pipes(
     argv: list[str], cores: frozenset[int], env: Mapping[str, str], directory: Path
-) -> AsyncIterator[tuple[tuple[int, int], int]]:
-    """A process, its id, and our ends of its pipes: where it writes, where it reads."""
+) -> AsyncIterator[tuple[tuple[int, int], Process]]:
+    """A process, and our ends of its pipes: where it writes, where it reads."""
     its_input, to_it = os.pipe()
     from_it, its_output = os.pipe()
-    log = directory / "stderr.log"
+    log = directory / LOG
     try:
         async with running(argv, cores, env=env, log=log, stdin=its_input, stdout=its_output) as process:
             os.close(its_input)
             os.close(its_output)
-            yield (from_it, to_it), process.pid
+            yield (from_it, to_it), process
     finally:
         os.close(from_it)
         os.close(to_it)

@@ -48,9 +48,7 @@ class Plan:
     """How long a listing may take right after the start, with one server hanging."""
 
 
-QUICK = Plan(
-    rounds=1, seconds_alone=0.4, seconds_crowded=0.6, idle_rounds=4, starts=1, first_list_seconds=4.0
-)
+QUICK = Plan(rounds=1, seconds_alone=0.4, seconds_crowded=0.6, idle_rounds=4, starts=1, first_list_seconds=4.0)
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,15 @@ class Bench:
 
 @dataclass
 class Row:
-    """One variant's numbers, one per round. CPU milliseconds are of the front's process tree, per call."""
+    """One variant's numbers, one per round."""
 
     variant: Variant
     alone: list[Outcome] = field(default_factory=list)
+    """`tools/call`, one at a time."""
     crowded: list[Outcome] = field(default_factory=list)
-    crowded_cpu_ms: list[float] = field(default_factory=list)
+    """`tools/call`, `SESSIONS` at a time."""
     listings: list[Outcome] = field(default_factory=list)
+    """`tools/list`, one at a time."""
     requests_per_call: dict[str, float] | None = None
     """What one call made of requests at the backend, by method; None where they cannot be counted."""
     idle_mb: float | None = None
@@ -99,6 +99,7 @@ class _Driving:
 
     def __init__(self, driver: Helper, fronts: list[Front]) -> None:
         self._driver = driver
+        self._fronts = {front.target: front for front in fronts}
         self.pairs = [(front, Row(front.variant)) for front in fronts]
         self.rows = [row for _, row in self.pairs]
 
@@ -109,15 +110,24 @@ class _Driving:
     async def begin(self) -> None:
         """One session with each front, without a call, and how much memory the front has then."""
         for front, row in self.pairs:
-            begun = await self.load(Load(front.target, "tools/call", seconds=0, min_calls=0))
-            row.error, row.idle_mb = begun.error, front.memory_mb()
+            row.error = await _why_not_listening(front)
+            await self.measure(row, [], Load(front.target, "tools/call", seconds=0, min_calls=0))
+            row.idle_mb = front.memory_mb()
 
     async def load(self, load: Load) -> Outcome:
-        """Drive one load; more than its own deadlines is never waited."""
-        return Outcome(**await self._driver.ask(asdict(load), load.begin_seconds + load.max_seconds + 5))
+        """Drive one load and add what CPU time it cost. More than the load's own deadlines is never waited."""
+        front = self._fronts[load.target]
+        before = front.cpu_seconds()
+        outcome = Outcome(**await self._driver.ask(asdict(load), load.begin_seconds + load.max_seconds + 5))
+        after = front.cpu_seconds()
+        if before is not None and after is not None and outcome.calls:
+            outcome.cpu_ms = 1000 * (after - before) / outcome.calls
+        return outcome
 
     async def warm(self, row: Row, load: Load) -> None:
         """Repeat a short load until it succeeds: sessions are begun, catalogues and pools are filled."""
+        if row.error is not None:
+            return
         for _ in range(_TRIES):
             outcome = await self.load(load)
             row.error = outcome.error
@@ -144,8 +154,6 @@ async def _driving(
         for variant, backends in fronted:
             running = started(bench.site, variant, era, backends, front=front, back=back)
             fronts.append(await stack.enter_async_context(running))
-        for each in fronts:
-            await _listening(each.target)
         pipes = [fd for each in fronts for fd in each.target.pipes or ()]
         driver = await stack.enter_async_context(helper("driver", bench.site.cores.load, pipes))
         driving = _Driving(driver, fronts)
@@ -153,16 +161,21 @@ async def _driving(
         yield driving
 
 
-async def _listening(target: Target) -> None:
-    """Wait until an HTTP front answers at all. What is sent over pipes waits there by itself."""
-    if target.url is not None:
-        with anyio.fail_after(_READY_SECONDS):
-            (await _begun(target)).close()
+async def _why_not_listening(front: Front) -> str | None:
+    """Wait until an HTTP front answers at all, or tell why it does not. What is sent over pipes waits there."""
+    if front.target.url is None:
+        return None
+    with anyio.move_on_after(_READY_SECONDS):
+        session = await _begun(front, front.target)
+        if session is not None:
+            session.close()
+            return None
+    return f"did not start. Its log ends:\n\n{front.last_words()}"
 
 
-async def _begun(target: Target) -> Session:
-    """A session as soon as one can be had; the caller sets the deadline."""
-    while True:
+async def _begun(front: Front, target: Target) -> Session | None:
+    """A session as soon as one can be had, None if the front ended. The caller sets the deadline."""
+    while not front.has_ended:
         session = session_to(target)
         try:
             await session.begin()
@@ -171,6 +184,7 @@ async def _begun(target: Target) -> Session:
             await anyio.sleep(0.005)
         else:
             return session
+    return None
 
 
 async def calls(bench: Bench, front: Via, back: Via, era: Era) -> list[Row]:
@@ -185,18 +199,10 @@ async def calls(bench: Bench, front: Via, back: Via, era: Era) -> list[Row]:
                 row.requests_per_call = await _requests_per_call(bench, driving, running, row)
         for number in range(plan.rounds):
             for running, row in driving.turns(number):
-                alone = Load(
-                    running.target, "tools/call", running.tool, seconds=plan.seconds_alone, min_calls=10
-                )
+                alone = Load(running.target, "tools/call", running.tool, seconds=plan.seconds_alone, min_calls=10)
                 await driving.measure(row, row.alone, alone)
-                crowded = replace(
-                    alone, concurrency=SESSIONS, seconds=plan.seconds_crowded, min_calls=SESSIONS
-                )
-                before = running.cpu_seconds()
+                crowded = replace(alone, concurrency=SESSIONS, seconds=plan.seconds_crowded, min_calls=SESSIONS)
                 await driving.measure(row, row.crowded, crowded)
-                after = running.cpu_seconds()
-                if row.error is None and before is not None and after is not None:
-                    row.crowded_cpu_ms.append(1000 * (after - before) / row.crowded[-1].calls)
         for running, row in driving.pairs:
             row.loaded_mb = running.memory_mb()
         return driving.rows
@@ -234,9 +240,7 @@ async def listings(bench: Bench, era: Era) -> list[Row]:
             await driving.warm(row, Load(running.target, "tools/list", tool_count=count, seconds=0))
         for number in range(bench.plan.rounds):
             for running, row in driving.turns(number):
-                listing = Load(
-                    running.target, "tools/list", tool_count=count, seconds=bench.plan.seconds_alone
-                )
+                listing = Load(running.target, "tools/list", tool_count=count, seconds=bench.plan.seconds_alone)
                 await driving.measure(row, row.listings, replace(listing, min_calls=2))
                 call = Load(running.target, "tools/call", running.tool, seconds=bench.plan.seconds_alone / 2)
                 await driving.measure(row, row.alone, replace(call, min_calls=2))
@@ -285,7 +289,9 @@ async def _start_up(bench: Bench, start: Start, front: Via, back: Via) -> None:
         if target.pipes is not None:  # the session closes what it is given
             target = replace(target, pipes=(os.dup(target.pipes[0]), os.dup(target.pipes[1])))
         with anyio.fail_after(_READY_SECONDS):
-            session = await _begun(target)
+            session = await _begun(running, target)
+        if session is None:
+            raise RuntimeError(f"{start.variant} did not start. Its log ends:\n\n{running.last_words()}")
         start.initialize_seconds.append(time.perf_counter() - began)
         listed: int | None = None
         with anyio.move_on_after(bench.plan.first_list_seconds):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -159,6 +160,17 @@ def memory_bytes(pid: int) -> int | None:
         except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def other_seconds() -> float | None:
+    """CPU time that everything but this process and its ended children has used on this machine since it started;
+    None where it is not known. How much it grows during a run is how much the machine was disturbed."""
+    if not _HAS_PROC:
+        return None
+    user, nice, system, _idle, _iowait, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+    own = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 def _stat(pid: int) -> list[str]:

@@ -2,7 +2,7 @@
 `__main__`.
 
 Numbers are medians over the rounds, with the least and the greatest behind them where there were several:
-that is the noise. A ratio compares medians of the same run.
+that is the noise. A ratio is the median of the ratios of each round.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def calls_table(rows: Sequence[Row]) -> str:
             _spread(map(rate, row.crowded)),
             _times(_ratio(_rates(row), _rates(slow))),
             _spread(map(p99, row.crowded)),
-            _spread(row.crowded_cpu_ms),
-            _times(_ratio(row.crowded_cpu_ms, _cpu(shared))),
+            _spread(_cpu(row.crowded)),
+            _times(_ratio(_cpu(row.crowded), _cpu(shared.crowded if shared else ()))),
             _requests(row),
             _memory(row),
         ]
@@ -91,13 +91,22 @@ def calls_table(rows: Sequence[Row]) -> str:
 def listings_table(rows: Sequence[Row]) -> str:
     """Listings and single calls in front of many servers."""
     slow = _row(rows, Variant.CREATE_PROXY)
-    head = ["", "tools/list p50 ms", "tools/list p99 ms", "x create_proxy", "tools/call p50 ms", "MB loaded"]
+    head = [
+        "",
+        "tools/list p50 ms",
+        "tools/list p99 ms",
+        "x create_proxy",
+        "CPU ms/list",
+        "tools/call p50 ms",
+        "MB loaded",
+    ]
     lines = [
         [
             row.variant,
             _spread(map(p50, row.listings)),
             _spread(map(p99, row.listings)),
             _times(_ratio(_p50s(row.listings), _p50s(slow.listings if slow else ()))),
+            _spread(_cpu(row.listings)),
             _spread(map(p50, row.alone)),
             _number(row.loaded_mb),
         ]
@@ -108,14 +117,16 @@ def listings_table(rows: Sequence[Row]) -> str:
 
 def idle_table(rows: Sequence[Row]) -> str:
     """Calls with and without the idle servers."""
-    head = ["", "p50 ms, 1", "p99 ms, 1", "x without", "MB loaded"]
+    head = ["", "p50 ms, 1", "x without", "p99 ms, 1", "CPU ms/call, 1", "x without", "MB loaded"]
     names = ["one server", f"one used, {IDLE_SERVERS} idle"]
     lines = [
         [
             name,
             _spread(map(p50, row.alone)),
-            _spread(map(p99, row.alone)),
             _times(_ratio(_p50s(row.alone), _p50s(rows[0].alone))),
+            _spread(map(p99, row.alone)),
+            _spread(_cpu(row.alone)),
+            _times(_ratio(_cpu(row.alone), _cpu(rows[0].alone))),
             _number(row.loaded_mb),
         ]
         for name, row in zip(names, rows, strict=True)
@@ -147,7 +158,8 @@ def call_verdicts(rows: Sequence[Row], era: Era) -> list[Verdict]:
     ours, slow = _row(rows, Variant.GATEWAY), _row(rows, Variant.CREATE_PROXY)
     shared, direct = _row(rows, Variant.SHARED), _row(rows, Variant.DIRECT)
     where = f"HTTP to HTTP, {era}, {SESSIONS} sessions"
-    faster, cpu = _ratio(_rates(ours), _rates(slow)), _ratio(_cpu(ours), _cpu(shared))
+    faster = _ratio(_rates(ours), _rates(slow))
+    cpu = _ratio(_cpu(ours.crowded if ours else ()), _cpu(shared.crowded if shared else ()))
     slowest = median(map(p99, ours.crowded)) if ours and ours.crowded else None
     more = None
     if ours and direct and ours.requests_per_call is not None and direct.requests_per_call is not None:
@@ -156,9 +168,7 @@ def call_verdicts(rows: Sequence[Row], era: Era) -> list[Verdict]:
         _verdict(f"{where}: throughput at least 10 x create_proxy", faster, "{:.1f} x", lambda x: x >= 10),
         _verdict(f"{where}: CPU per call at most 0.5 x shared client", cpu, "{:.2f} x", lambda x: x <= 0.5),
         _verdict(f"{where}: p99 at most 40 ms", slowest, "{:.1f} ms", lambda x: x <= 40),
-        _verdict(
-            f"HTTP to HTTP, {era}: no more backend requests than direct", more, "{:+.2f}", lambda x: x <= 0
-        ),
+        _verdict(f"HTTP to HTTP, {era}: no more backend requests than direct", more, "{:+.2f}", lambda x: x <= 0),
     ]
 
 
@@ -176,7 +186,7 @@ def idle_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     change = _ratio(_p50s(among.alone), _p50s(alone.alone))
     percent = None if change is None else 100 * (change - 1)
     target = f"{IDLE_SERVERS} idle servers change a call's latency by less than 10 %"
-    return [_verdict(target, percent, "{:+.1f} %", lambda x: abs(x) < 10)]
+    return [_verdict(target, percent, "{:+.1f} %", lambda x: x < 10)]
 
 
 def title(front: Via, back: Via, era: Era) -> str:
@@ -198,8 +208,8 @@ def _rates(row: Row | None) -> list[float]:
     return [rate(outcome) for outcome in row.crowded] if row else []
 
 
-def _cpu(row: Row | None) -> list[float]:
-    return row.crowded_cpu_ms if row else []
+def _cpu(outcomes: Iterable[Outcome]) -> list[float]:
+    return [outcome.cpu_ms for outcome in outcomes if outcome.cpu_ms is not None]
 
 
 def _p50s(outcomes: Iterable[Outcome]) -> list[float]:
@@ -207,7 +217,9 @@ def _p50s(outcomes: Iterable[Outcome]) -> list[float]:
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    return median(ours) / median(theirs) if ours and theirs else None
+    """The median of the rounds' own ratios: what else the machine did in a round fell on both."""
+    pairs = list(zip(ours, theirs, strict=False))
+    return median(mine / other for mine, other in pairs) if pairs and all(theirs) else None
 
 
 def _times(ratio: float | None) -> str:

@@ -146,11 +146,7 @@ def result_of(answer: bytes, request_id: int) -> dict[str, Any]:
 
 def _messages(answer: bytes) -> Iterable[dict[str, Any]]:
     if not answer.lstrip().startswith(b"{"):
-        return [
-            json.loads(line[5:])
-            for line in answer.splitlines()
-            if line.startswith(b"data:") and line[5:].strip()
-        ]
+        return [json.loads(line[5:]) for line in answer.splitlines() if line.startswith(b"data:") and line[5:].strip()]
     return [json.loads(answer)]
 
 

@@ -18,9 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--era", type=Era, default=Era.HANDSHAKE)
     parser.add_argument("--tools", type=int, default=1)
-    parser.add_argument(
-        "--cpus", default="", help="cores to run on, such as 1,2; a front would hand down its own"
-    )
+    parser.add_argument("--cpus", default="", help="cores to run on, such as 1,2; a front would hand down its own")
     parser.add_argument("--hang", action="store_true", help="read everything, answer nothing")
     options = parser.parse_args()
     if options.cpus and hasattr(os, "sched_setaffinity"):

@@ -14,7 +14,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             case "config":
                 return _print_entry()
             case _:
-                return _run(_speak_stdio)
+                return _run_stdio()
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return _MISCONFIGURED
@@ -134,6 +135,11 @@ def _run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return runner.run(_until_terminated(command))
 
 
+def _run_stdio() -> int:
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        return runner.run(_speak_stdio())
+
+
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
@@ -143,22 +149,50 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _until_terminated(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run a command; SIGTERM and SIGHUP cancel it, so that it closes what it opened."""
-    task = asyncio.create_task(command())
-    loop = asyncio.get_running_loop()
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and sys.platform != "win32":
-            loop.add_signal_handler(getattr(signal, name), task.cancel)
+    """Run a command; a signal cancels it, so that it closes what it opened."""
+    task, received = asyncio.create_task(command()), list[int]()
+
+    def end(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    _on_signals(end)
     try:
         return await task
     except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
+        return 128 + received[0] if received else 1
+
+
+def _on_signals(handle: Callable[[int], None]) -> None:
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name) and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(getattr(signal, name), handle, getattr(signal, name))
 
 
 async def _speak_stdio() -> int:
     gateway = gateway_from_environment()
+    leaving = list[asyncio.Task[None]]()
+
+    async def leave(number: int) -> None:
+        await gateway.stop()
+        _exit_now(number)
+
+    def end(number: int) -> None:
+        if leaving:
+            _exit_now(number)
+        leaving.append(asyncio.create_task(leave(number)))
+
+    _on_signals(end)
     await gateway.mcp.run_stdio_async(show_banner=False)
     return _OK
+
+
+def _exit_now(number: int) -> None:
+    """End the process for a signal. The SDK reads stdin in a thread that nothing can interrupt, so there is no other
+    way while the client keeps it open; the backends are closed before, or ended by the guardian."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 def _serve(host: str, port: int) -> int:
@@ -166,12 +200,13 @@ def _serve(host: str, port: int) -> int:
     listener = bind(host, port, has_auth=gateway.mcp.auth is not None)
 
     async def show_progress() -> None:
-        names = list(gateway.configuration.resources.values())
+        resources = list(gateway.configuration.resources.values())
         sys.stderr.write(f"{gateway.settings.name} serves {address_of(listener)}  (Ctrl-C ends it)\n")
-        table = Table(sys.stderr, names)
+        table = Table(sys.stderr, resources)
         table.header()
-        async for report in connect_all(gateway):
-            table.add(report)
+        async with aclosing(connect_all(gateway)) as reports:
+            async for report in reports:
+                table.add(report)
 
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(serve(gateway, listener, show_progress))
@@ -186,9 +221,10 @@ async def _check() -> int:
     failed = False
     try:
         await gateway.containers.pulled()
-        async for report in connect_all(gateway):
-            table.add(report)
-            failed = failed or report.state == "failed"
+        async with aclosing(connect_all(gateway)) as reports:
+            async for report in reports:
+                table.add(report)
+                failed = failed or report.state == "failed"
     finally:
         await gateway.stop()
     return _FAILED if failed else _OK
@@ -206,6 +242,3 @@ def _print_entry() -> int:
         "Put this into claude_desktop_config.json (Settings > Developer > Edit Config), then restart it.\n"
     )
     return _OK
-
-
-Command = Callable[[], Awaitable[int]]

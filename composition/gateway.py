@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import anyio
+from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
@@ -27,15 +28,16 @@ from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines
 from providers.caller import Caller, ClientSessions
+from providers.connection import PoolLimits
 from providers.container_keys import StartPolicy
 from providers.container_supervisor import ContainerOptions, ContainerSupervisor
 from providers.direct import DirectServer
-from providers.endpoint import http_client
+from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
 from providers.ownership import default_state_folder
-from providers.pool import McpConnectionPool, PoolLimits
+from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire
@@ -112,8 +114,10 @@ class Gateway:
             mask_error_details=True,
         )
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
-        self._http: aiohttp.ClientSession | None = None
+        self._http: HttpClient | None = None
+        self._tasks: TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
 
     def __repr__(self) -> str:
@@ -123,11 +127,14 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, server: FastMCP[Any]) -> AsyncIterator[None]:
-        await self.start()
+        self._lifespans += 1
         try:
+            await self.start()
             yield
         finally:
-            await self.stop()
+            self._lifespans -= 1
+            if not self._lifespans:
+                await self.stop()
 
     async def start(self) -> None:
         """Start what the gateway owns, if it does not run yet in this event loop."""
@@ -153,13 +160,14 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.containers, self.pool, anyio.create_task_group() as tasks:
-                self.state = GatewayState.RUNNING
-                tasks.start_soon(self.registry.run, self.store, tasks)
-                tasks.start_soon(self._follow_file)
-                tasks.start_soon(self._start_eager)
-                self._ready.set()
-                await self._stop.wait()
+            async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
+                async with self.pool:  # closed first: servers in this process live in tasks of the group
+                    self._tasks, self.state = tasks, GatewayState.RUNNING
+                    tasks.start_soon(self.registry.run, self.store, tasks)
+                    tasks.start_soon(self._follow_file)
+                    tasks.start_soon(self._start_eager)
+                    self._ready.set()
+                    await self._stop.wait()
                 tasks.cancel_scope.cancel()
         finally:
             self.state = GatewayState.STOPPED
@@ -204,7 +212,7 @@ class Gateway:
             case TransportType.STDIO:
                 return partial(stdio_wire, resource)
             case TransportType.PYTHON:
-                return partial(inprocess_wire, resource, PythonServer(resource))
+                return partial(inprocess_wire, resource, PythonServer(resource, self._start_soon))
             case _:
                 return partial(self._open_remote, resource)
 
@@ -216,12 +224,17 @@ class Gateway:
     async def _start_eager(self) -> None:
         """Connect to the servers that are to run before anybody asks, once their images are here."""
         await self.containers.pulled()
-        for mount in list(self.registry.mounts.values()):
-            if mount.resource.start is StartPolicy.EAGER:
-                mount.catalogue.ask_soon(self.operator_caller())
+        eager = [mount for mount in self.registry.mounts.values() if mount.resource.start is StartPolicy.EAGER]
+        async with anyio.create_task_group() as tasks:
+            for mount in eager:
+                tasks.start_soon(mount.catalogue.get, self.operator_caller())
+
+    def _start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        assert self._tasks is not None, "the gateway does not run"
+        self._tasks.start_soon(work, *arguments)
 
     @property
-    def _client(self) -> aiohttp.ClientSession:
+    def _client(self) -> HttpClient:
         assert self._http is not None, "the gateway does not run"
         return self._http
 
@@ -232,8 +245,10 @@ class Gateway:
             mount.catalogue.forget_session(session)
 
     def operator_caller(self) -> Caller:
-        """The operator, for what the gateway does by itself: warming up and `check`."""
-        return Caller(self.operator, f"user:{self.operator.key}", has_session=False, is_modern=lines.MODERN)
+        """The operator, for what the gateway does by itself: warming up and `check`. An administrator only where
+        everybody is: where callers bring tokens, no token vouches for this one."""
+        operator = self.operator if self.mcp.auth is None else replace(self.operator, roles=frozenset())
+        return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
 
 
 def container_options(configuration: Configuration) -> ContainerOptions:

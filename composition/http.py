@@ -68,11 +68,14 @@ def bind(host: str, port: int, *, has_auth: bool) -> socket.socket:
             "Whoever could reach that address would be an administrator."
         )
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {host} port {port}: {error.strerror}. Choose another with --host or --port."
         ) from None
+    # Connections take this over. asyncio does not set it on them (uvloop does), and then an answer waits for 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _is_loopback(host: str) -> bool:
@@ -144,6 +147,7 @@ async def _when_started(server: _Server, on_start: Callable[[], Awaitable[Any]])
     await server.has_started.wait()
     _settle_memory()
     await on_start()
+    _settle_memory()  # by now the catalogues are there, too
 
 
 def _settle_memory() -> None:

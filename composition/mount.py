@@ -6,6 +6,7 @@ backend's own names; what is here gives its components the server's name in fron
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ from providers.components import (
 from providers.connection import Target
 from providers.container_middleware import DockerMiddleware
 from providers.direct import DirectServer
-from providers.errors import InternalError
+from providers.errors import BackendError, InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
 from providers.lease import PoolMiddleware
 from providers.lines import Json
@@ -43,6 +44,9 @@ from providers.wire import OpenWire
 
 SEPARATOR = "_"
 
+_GENERATIONS = itertools.count(1)
+"""One count for all mounts: a server that is removed and added again does not meet its own past."""
+
 
 class Mount:
     """One mounted resource: its target, its catalogue, its sub-server.
@@ -50,7 +54,7 @@ class Mount:
     Args:
         lookup: the record of a server as it is now, or None when it is gone.
         open_wire: how a session of this resource is opened.
-        on_change: told which kinds of component changed.
+        on_change: told which kinds of component changed, and for whom.
         local: the local user, or None where callers bring tokens.
     """
 
@@ -62,13 +66,13 @@ class Mount:
         pool: McpConnectionPool,
         sessions: ClientSessions,
         lookup: Callable[[str], McpServerResource | None],
-        on_change: Callable[[frozenset[str]], None],
+        on_change: Callable[[frozenset[str], Identity], None],
         local: Identity | None,
         refresh_interval: float,
     ) -> None:
         self.resource = resource
         self._sessions = sessions
-        self.target = Target(resource, 1, open_wire, self._backend_changed)
+        self.target = Target(resource, next(_GENERATIONS), open_wire, self._backend_changed)
         self.catalogue = Catalogue(pool, lambda: self.target, on_change, refresh_interval)
         self.backend = BackendProvider(self.catalogue, lambda: self.resource, self._caller)
         self.server = DirectServer(
@@ -93,7 +97,8 @@ class Mount:
         return self._sessions.caller(get_context(), identity)
 
     def _backend_changed(self, caller: Caller, method: str) -> None:
-        self.catalogue.changed(caller, method)
+        if self._sessions.is_alive(caller):
+            self.catalogue.changed(caller, method)
 
     def update(self, resource: McpServerResource, open_wire: OpenWire | None) -> None:
         """Take over a changed record.
@@ -105,7 +110,7 @@ class Mount:
         if open_wire is None:
             self.target = replace(self.target, resource=resource)
         else:
-            self.target = Target(resource, self.target.generation + 1, open_wire, self._backend_changed)
+            self.target = Target(resource, next(_GENERATIONS), open_wire, self._backend_changed)
             self.catalogue.changed_for_all()
 
     # --- under the namespace
@@ -134,12 +139,15 @@ class Mount:
             offer.prompts[public] = OfferedPrompt.of(prompt.form | {"name": public}, self._prompt_getter(prompt.name))
         return offer
 
-    def unlisted_tool(self, name: str) -> OfferedTool:
-        """A tool that cannot be looked up, as the backend is not to be had: calling it says why."""
-        return OfferedTool.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, self._tool_caller(name))
+    def unlisted_tool(self, name: str, why: BackendError | None) -> OfferedTool:
+        """A tool that cannot be looked up, as the backend is not to be had: calling it says why. The attempt to list it
+        was this call's attempt; where there was none, the call makes it."""
+        call = _refusing(why) if why else self._tool_caller(name)
+        return OfferedTool.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, call)
 
-    def unlisted_prompt(self, name: str) -> OfferedPrompt:
-        return OfferedPrompt.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, self._prompt_getter(name))
+    def unlisted_prompt(self, name: str, why: BackendError | None) -> OfferedPrompt:
+        get = _refusing(why) if why else self._prompt_getter(name)
+        return OfferedPrompt.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, get)
 
     def resource_at(self, uri: str, form: Json | None = None) -> OfferedResource:
         """The resource at a URI within the namespace. A backend may serve what it does not list."""
@@ -178,6 +186,13 @@ class Mount:
             return result
 
         return get
+
+
+def _refusing(why: BackendError) -> Callable[[Any], Any]:
+    async def refuse(arguments: Any) -> Any:
+        raise type(why)(why.server, why.problem, not_sent=why.not_sent)
+
+    return refuse
 
 
 def into_namespace(uri: str, server: str) -> str:

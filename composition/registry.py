@@ -2,13 +2,14 @@
 
 The root server asks here. Names are routed by an exact look-up of what stands before the first underscore, so any
 number of servers costs the same, and what the caller may not read is not found. Lists come from the mounts' catalogues,
-all at once, each within its own deadline. `follow` keeps the mounts equal to the store, live.
+all at once, each within its own deadline. `run` keeps the mounts equal to the store, live.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -63,8 +64,8 @@ class Registry(Provider):
         self._refresh_interval, self._when_used = refresh_interval, when_used
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
-        self._changes: dict[str, set[str]] = {}
-        self._hidden: dict[str, McpServerResource] = {}
+        self._changes: dict[tuple[str, str | None], set[str]] = {}
+        self._gone: dict[str, McpServerResource] = {}
         self._something_changed = anyio.Event()
         self._tasks: TaskGroup | None = None
 
@@ -97,7 +98,7 @@ class Registry(Provider):
             pool=self._pool,
             sessions=self._sessions,
             lookup=self.resource,
-            on_change=lambda kinds: self._announce(name, kinds),
+            on_change=lambda kinds, identity: self._announce(name, kinds, identity.key),
             local=self._local,
             refresh_interval=self._refresh_interval,
         )
@@ -108,8 +109,8 @@ class Registry(Provider):
 
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
-        self._pool.evict(name)
-        self._hidden[name] = mount.resource
+        self._pool.evict(name, before_generation=mount.target.generation + 1)
+        self._gone[name] = mount.resource
         self._announce(name, KINDS)
         logger.info("server '%s' unmounted", name)
 
@@ -131,7 +132,7 @@ class Registry(Provider):
 
     async def run(self, store: McpResourceStoreBase, tasks: TaskGroup) -> None:
         """Follow the store, renew catalogues and tell clients what changed, until cancelled."""
-        self._tasks = tasks
+        self._tasks, self._something_changed = tasks, anyio.Event()
         for mount in self._mounts.values():
             mount.catalogue.start(tasks)
         tasks.start_soon(self._tick)
@@ -149,8 +150,9 @@ class Registry(Provider):
             for mount in list(self._mounts.values()):
                 mount.catalogue.tick()
 
-    def _announce(self, name: str, kinds: Iterable[str]) -> None:
-        self._changes.setdefault(name, set()).update(kinds)
+    def _announce(self, name: str, kinds: Iterable[str], user: str | None = None) -> None:
+        """Have clients told that these kinds of a server's components changed: everybody's, or one user's."""
+        self._changes.setdefault((name, user), set()).update(kinds)
         self._something_changed.set()
 
     async def _tell_clients(self) -> None:
@@ -158,18 +160,10 @@ class Registry(Provider):
             await self._something_changed.wait()
             await anyio.sleep(_ANNOUNCE_PAUSE)
             self._something_changed = anyio.Event()
-            changes, self._changes = self._changes, {}
-            gone, self._hidden = self._hidden, {}
-            for kind in KINDS:
-                changed = [
-                    resource
-                    for name in changes
-                    if kind in changes[name] and (resource := self._resources.get(name) or gone.get(name))
-                ]
-                await self._sessions.announce(
-                    [f"notifications/{kind}/list_changed"],
-                    lambda identity, changed=changed: any(_may_read(each, identity) for each in changed),  # type: ignore[misc]
-                )
+            news = _News(self._changes, {**self._gone, **self._resources})
+            self._changes, self._gone = {}, {}
+            if self._tasks is not None:
+                self._tasks.start_soon(self._sessions.announce, news.concerning)
 
     # --- requests
 
@@ -239,7 +233,9 @@ class Registry(Provider):
         if mount is None or caller is None:
             return None
         listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        return mount.offer(listing).tools.get(name) if listing else mount.unlisted_tool(inner)
+        if listing is None:
+            return mount.unlisted_tool(inner, mount.catalogue.error(caller))
+        return mount.offer(listing).tools.get(name)
 
     async def _get_prompt(self, name: str, version: Any = None) -> Prompt | None:
         caller = await self.caller()
@@ -248,7 +244,9 @@ class Registry(Provider):
         if mount is None or caller is None:
             return None
         listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        return mount.offer(listing).prompts.get(name) if listing else mount.unlisted_prompt(inner)
+        if listing is None:
+            return mount.unlisted_prompt(inner, mount.catalogue.error(caller))
+        return mount.offer(listing).prompts.get(name)
 
     async def _get_resource(self, uri: str, version: Any = None) -> Resource | None:
         mount = self._route(server_of(uri), await self.caller())
@@ -261,12 +259,37 @@ class Registry(Provider):
         return []  # FastMCP asks at start, by listing everything; none of ours runs as a task
 
     def input_schema(self, name: str) -> Mapping[str, Any] | None:
-        """A tool's input schema as far as it is known in memory; the SDK reads header annotations from it. It is asked
-        for without a caller, so it is only ever used for checks and never shown."""
+        """A tool's input schema, as far as the caller may know it and it is in memory; the SDK checks headers by it."""
+        try:
+            identity = resolve_identity(self._local)
+        except NotAuthenticated:
+            return None
         mount = self._mounts.get(name.partition(SEPARATOR)[0])
-        listing = mount.catalogue.newest() if mount else None
-        tool = mount.offer(listing).tools.get(name) if mount and listing else None
+        if mount is None or not _may_read(mount.resource, identity):
+            return None
+        listing = mount.catalogue.known_to(identity)
+        tool = mount.offer(listing).tools.get(name) if listing else None
         return tool.parameters if tool else None
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What changed since clients were told last: kinds by server and by user (None: everybody)."""
+
+    changes: dict[tuple[str, str | None], set[str]]
+    resources: Snapshot
+
+    def concerning(self, identity: Identity) -> list[str]:
+        """The notifications for the sessions of one user, who hears of nothing that this user may not read."""
+        kinds = {
+            kind
+            for (name, user), kinds in self.changes.items()
+            if user in (None, identity.key)
+            and (resource := self.resources.get(name)) is not None
+            and _may_read(resource, identity)
+            for kind in kinds
+        }
+        return [f"notifications/{kind}/list_changed" for kind in KINDS if kind in kinds]
 
 
 async def _ask_all(late: list[Mount], caller: Caller, listings: dict[str, Listing | None]) -> None:

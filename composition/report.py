@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -13,7 +14,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from composition.gateway import Gateway
 from composition.mount import Mount
 from providers.hardening import relaxations
-from providers.resource import McpServerResource
+from providers.resource import McpServerResource, TransportType
 
 _GREEN, _RED, _DIM, _PLAIN = "\033[32m", "\033[31m", "\033[2m", "\033[0m"
 _HEADER = ("NAME", "TRANSPORT", "STATE", "TOOLS", "MS", "ERROR")
@@ -31,24 +32,32 @@ class Report:
     error: str = ""
 
 
-async def connect_all(gateway: Gateway) -> AsyncIterator[Report]:
+async def connect_all(gateway: Gateway) -> AsyncGenerator[Report]:
     """Connect to every enabled server at once and report each as it answers, the slowest last; disabled ones first.
-    Each has its own deadlines."""
+    Each has its own deadlines. Only as many processes start at a time as there are processors: clients that are there
+    already come first."""
     for resource in gateway.configuration.resources.values():
         if not resource.is_enabled:
             yield Report(resource.name, str(resource.transport_type), "disabled")
     mounts = list(gateway.registry.mounts.values())
     send, receive = anyio.create_memory_object_stream[Report](max(1, len(mounts)))
+    starts = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
     async with anyio.create_task_group() as tasks, receive:
         for mount in mounts:
-            tasks.start_soon(_connect, gateway, mount, send.clone())
+            is_process = mount.resource.transport_type is TransportType.STDIO
+            tasks.start_soon(_connect, gateway, mount, send.clone(), starts if is_process else nullcontext())
         send.close()
         async for report in receive:
             yield report
 
 
-async def _connect(gateway: Gateway, mount: Mount, send: MemoryObjectSendStream[Report]) -> None:
-    async with send:
+async def _connect(
+    gateway: Gateway,
+    mount: Mount,
+    send: MemoryObjectSendStream[Report],
+    turn: AbstractAsyncContextManager[None],
+) -> None:
+    async with send, turn:
         began, caller = anyio.current_time(), gateway.operator_caller()
         listing = await mount.catalogue.get(caller)
         took = (anyio.current_time() - began) * 1000

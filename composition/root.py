@@ -15,6 +15,7 @@ from composition.mount import Mount
 from composition.registry import Registry
 from providers import lines
 from providers.errors import GatewayError
+from providers.identity import Identity
 
 _CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
 _MAX_PURPOSE = 300
@@ -67,24 +68,25 @@ class RootMiddleware(Middleware):
     async def _with_instructions(self, result: Any) -> Any:
         if result is None or isinstance(result, dict):
             return result
-        mounts = self._registry.readable(await self._registry.caller())
+        caller = await self._registry.caller()
+        mounts = [(mount, caller.identity) for mount in self._registry.readable(caller)] if caller else []
         return result.model_copy(update={"instructions": instructions(self._name, mounts)})
 
 
-def instructions(name: str, mounts: list[Mount]) -> str:
-    """What a model reads first: which servers there are, and what each is for."""
+def instructions(name: str, mounts: list[tuple[Mount, Identity]]) -> str:
+    """What a model reads first: which servers there are for a user, and what each is for."""
     if not mounts:
         return f"{name}: no server is available to you at the moment."
-    servers = "\n".join(f"- {mount.resource.name}: {purpose(mount)}" for mount in mounts)
+    servers = "\n".join(f"- {mount.resource.name}: {purpose(mount, identity)}" for mount, identity in mounts)
     return (
         f"{name} offers the tools of several servers. A tool is named after its server: 'server_tool'. "
         f"The servers:\n{servers}"
     )
 
 
-def purpose(mount: Mount) -> str:
-    """What a server is for: the operator's description, else what the server says of itself, as far as known."""
-    listing = mount.catalogue.newest()
+def purpose(mount: Mount, identity: Identity) -> str:
+    """What a server is for: the operator's description, else what it has told this user of itself."""
+    listing = mount.catalogue.known_to(identity)
     facts = listing.facts if listing else {}
     info = facts.get("serverInfo") or {}
     said = (

@@ -42,13 +42,10 @@ from providers.container_keys import parse_volume
 from providers.errors import ConfigurationError
 from providers.hardening import mount_problem
 from providers.reach import TransportType, reach_problem
-from providers.resource import McpServerResource, Timeouts, ToolRules
+from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 
 _BOOLEAN = TypeAdapter(bool)
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-
-CREATOR = "servers.toml"
-"""Who created a resource of the file, wherever the file lies and whatever it is called."""
 
 MAX_FILE_BYTES = 1024 * 1024
 _BOOKKEEPING = {"name", "created_by", "created_at", "updated_at", "version"}
@@ -163,7 +160,7 @@ def _read(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise ConfigurationError(f"{path}: is a directory. Name the file in it, for example {path / CREATOR}")
+            raise ConfigurationError(f"{path}: is a directory. Name the file in it, for example {path / SERVERS_FILE}")
         if not stat.S_ISREG(mode):
             raise ConfigurationError(f"{path}: is not a regular file. Copy its text into one")
         with path.open("rb") as file:
@@ -299,7 +296,7 @@ class _Tables:
         flag, _ = expand(written.get("is_enabled", True), self._environ)
         is_off = _is_false(flag)
         data, problems = (dict(written), []) if is_off else expand(written, self._environ)
-        data |= {"name": name, "created_by": CREATOR, "is_enabled": flag}
+        data |= {"name": name, "created_by": SERVERS_FILE, "is_enabled": flag}
         if isinstance(data.get("timeouts", {}), dict):
             data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
@@ -329,19 +326,17 @@ class _Tables:
         return [Problem(("python",), f"names a file that is not there. Its path begins at {self._directory}")]
 
     def _volumes(self, data: dict[str, Any], settings: Settings) -> list[Problem]:
-        """Make a volume's path absolute, and look where it leads: what may not be mounted is told before anything
-        runs. It is looked at once more whenever a container is made."""
+        """Make a volume's path absolute, and look where it leads. That is looked at again for each container."""
         volumes, problems = data.get("docker_volumes"), []
         for place, text in enumerate(volumes if isinstance(volumes, list) else []):
+            if isinstance(text, str) and text.startswith("."):
+                text = data["docker_volumes"][place] = f"{self._directory}/{text}"
             try:
                 volume = parse_volume(text)
             except (ValueError, AttributeError):
                 continue  # the model has the words for it
-            if volume.source.startswith("."):
-                data["docker_volumes"][place] = f"{self._directory / volume.source}:{text.partition(':')[2]}"
-                volume = parse_volume(data["docker_volumes"][place])
-            if problem := mount_problem(volume, settings.docker_allowed_paths):
-                problems.append(Problem(("docker_volumes", place), problem))
+            problem = mount_problem(volume, settings.docker_allowed_paths)
+            problems += [Problem(("docker_volumes", place), problem)] if problem else []
         return problems
 
     def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:

@@ -22,9 +22,6 @@ from pydantic_core import ErrorDetails, PydanticKnownError
 
 from providers.resource import Seconds, Timeouts
 
-STDIO_MAX_CONNECTIONS = 20
-SERVE_MAX_CONNECTIONS = 200
-
 
 def _no_boolean(value: object) -> object:
     if isinstance(value, bool):

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from providers.errors import BackendError, BackendUnavailable
-from providers.resource import McpServerResource, TransportType
 
+_FIRST_DELAY = 0.5
 _BROKEN_AFTER = 5
-
-
-class Rest(NamedTuple):
-    """How long a server rests after failures, in seconds: `first`, then twice as long each time, up to `limit`."""
-
-    limit: float
-    first: float = 0.5
-    is_first_failure_free: bool = True
-    """One crash is repaired by the next call."""
-
-
-_PROCESS = Rest(limit=30.0)
-_REMOTE = Rest(limit=5.0)  # a server that comes back is to be seen within 10 s
-_CONTAINER = Rest(limit=60.0, first=1.0)
-_CONTAINER_THAT_NEVER_SERVED = Rest(limit=60.0, first=1.0, is_first_failure_free=False)
-
-
-def rest_for(resource: McpServerResource, *, has_served: bool) -> Rest:
-    """The rest that a server needs. Starting a container costs the whole machine: one that crashes at its start is
-    started at most six times in its first minute."""
-    if resource.is_container:
-        return _CONTAINER if has_served else _CONTAINER_THAT_NEVER_SERVED
-    return _PROCESS if resource.transport_type is TransportType.STDIO else _REMOTE
 
 
 @dataclass(slots=True)
 class _Trouble:
     failures: int
+    at: float
     until: float
     error: BackendError
 
 
 class Backoff:
-    """Consecutive failures per server. Mostly the first costs nothing. From then on a server rests, each time twice as
-    long, up to its limit, with a tenth of jitter, and then gets one attempt.
+    """Consecutive failures per server. The first costs nothing: one crash is repaired by the next call. From the second
+    on a server rests for 0.5 s, 1 s, 2 s … up to its limit, with a tenth of jitter, and then gets one attempt.
 
     Args:
         clock: seconds, monotonic.
@@ -53,36 +31,50 @@ class Backoff:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._troubles: dict[Hashable, _Trouble] = {}
+        self._troubles: dict[tuple[str, int], _Trouble] = {}
 
-    def failed(self, key: Hashable, error: BackendError, rest: Rest) -> None:
+    def failed(
+        self,
+        key: tuple[str, int],
+        error: BackendError,
+        limit: float,
+        since: float = math.inf,
+        *,
+        first_rest: float = 0.0,
+    ) -> None:
+        """Count a failure of something that was begun at `since`. What was begun before the last failure says nothing
+        new: when a server dies, all of its sessions do. With a `first_rest` already the first failure costs a rest of
+        so many seconds, which doubles from there."""
         known = self._troubles.get(key)
+        if known is not None and since < known.at:
+            return
         failures = known.failures + 1 if known else 1
-        rests = failures - rest.is_first_failure_free
-        delay = min(rest.limit, rest.first * 2 ** (rests - 1)) if rests else 0.0
+        delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** min(failures - 2, 30))
+        if first_rest:
+            delay = min(limit, first_rest * 2 ** min(failures - 1, 30))
         delay *= random.uniform(0.9, 1.1)
-        self._troubles[key] = _Trouble(failures, self._clock() + delay, error)
+        now = self._clock()
+        self._troubles[key] = _Trouble(failures, now, now + delay, error)
 
-    def succeeded(self, key: Hashable) -> None:
+    def forget(self, server: str, before_generation: int) -> None:
+        """Earlier generations of a server are gone, and their troubles with them."""
+        self._troubles = {
+            key: trouble for key, trouble in self._troubles.items() if key[0] != server or key[1] >= before_generation
+        }
+
+    def succeeded(self, key: tuple[str, int]) -> None:
         self._troubles.pop(key, None)
-
-    def forget(self, server: str) -> None:
-        """What made a server fail was put right: all its failures are forgotten."""
-        for key in [key for key, trouble in self._troubles.items() if trouble.error.server == server]:
-            del self._troubles[key]
 
     def failures(self, server: str) -> int:
         """How often a server failed in a row."""
-        return max(
-            (trouble.failures for trouble in self._troubles.values() if trouble.error.server == server), default=0
-        )
+        return max((trouble.failures for key, trouble in self._troubles.items() if key[0] == server), default=0)
 
-    def rests_for(self, key: Hashable) -> float:
+    def rests_for(self, key: tuple[str, int]) -> float:
         """Seconds until the next attempt is allowed; 0 when it is."""
         trouble = self._troubles.get(key)
         return max(0.0, trouble.until - self._clock()) if trouble else 0.0
 
-    def refusal(self, key: Hashable, *, is_tried: bool = False) -> BackendError | None:
+    def refusal(self, key: tuple[str, int], *, is_tried: bool = False) -> BackendError | None:
         """The error for a caller who comes while the server rests.
 
         Args:

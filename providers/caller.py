@@ -8,7 +8,8 @@ nobody. `ClientSessions` knows the client sessions that are alive.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+import math
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,18 +47,22 @@ class CallClock:
     def __init__(self, patience: float, longest: float) -> None:
         self._patience = patience
         self._latest = anyio.current_time() + max(patience, longest)
+        self._questions = 0
         self.scope = anyio.CancelScope()
         self.touch()
 
     def touch(self) -> None:
-        self.scope.deadline = min(anyio.current_time() + self._patience, self._latest)
+        patience = math.inf if self._questions else self._patience
+        self.scope.deadline = min(anyio.current_time() + patience, self._latest)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        self.scope.deadline = self._latest
+        self._questions += 1
+        self.touch()
         try:
             yield
         finally:
+            self._questions -= 1
             self.touch()
 
     @property
@@ -74,6 +79,8 @@ class Front:
     request: Any
     caller: Caller
     progress_token: str | int | None = None
+    is_deaf: bool = False
+    """Its client did not take a message in time; it gets no more, so that it does not hold up the backend."""
     clock: CallClock = field(init=False)
     """Of the request to the backend that runs now; set by the session that sends it."""
 
@@ -131,6 +138,10 @@ class ClientSessions:
         self._identities[key] = identity
         return Caller(identity, key, lines.declared_capabilities(context))
 
+    def is_alive(self, caller: Caller) -> bool:
+        """Whether the caller's session still lasts; who has none is always there."""
+        return not caller.has_session or caller.session in self._identities
+
     def _remember(self, owner: Any) -> str:
         key = f"session:{uuid4().hex}"
         self._keys[owner] = key
@@ -144,22 +155,19 @@ class ClientSessions:
         lines.on_session_end(owner, ended)
         return key
 
-    async def announce(self, methods: Iterable[str], concerns: Callable[[Identity], bool]) -> None:
-        """Send notifications without params to each session whose user is concerned; a stuck client costs the others
+    async def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
+        """Send notifications without params to each session, as its user is concerned; a stuck client costs the others
         nothing."""
-        owners = [
-            owner
-            for owner, key in list(self._keys.items())
-            if key in self._identities and concerns(self._identities[key])
-        ]
         async with anyio.create_task_group() as tasks:
-            for owner in owners:
-                tasks.start_soon(self._tell, owner, list(methods))
+            for owner, key in list(self._keys.items()):
+                identity = self._identities.get(key)
+                if identity is not None and (methods := methods_for(identity)):
+                    tasks.start_soon(self._tell, owner, methods)
 
     async def _tell(self, owner: Any, methods: list[str]) -> None:
         try:
             with anyio.move_on_after(_ANNOUNCE_DEADLINE):
                 for method in methods:
                     await lines.tell_session(owner, method)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            logger.debug("a client session ended before it heard of a change")
+        except Exception as error:  # noqa: BLE001 - a task ends here: one client must not end the gateway
+            logger.debug("a client session could not be told of a change (%r)", error)

@@ -10,35 +10,49 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
-from pydantic_core import to_json
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from providers.caller import Caller
 from providers.connection import Target
-from providers.errors import BackendError
+from providers.errors import BackendError, BackendProtocolError, BackendTimeout
+from providers.identity import Identity
 from providers.lease import Lease, lease
-from providers.lines import Json, MCPError
+from providers.lines import Json, MCPError, mcp_types
 from providers.pool import McpConnectionPool
+from providers.resource import Isolation
 
 logger = logging.getLogger(__name__)
 
 MAX_COMPONENTS = 5_000
 """Of each kind from one backend; the rest is left out, with a warning."""
 
+MAX_LIST_BYTES = 512 * 1024
+"""The same in bytes of JSON. A client that gets more in one answer than it takes loses the list of all servers: the
+Python SDK's takes 1 MiB over HTTP."""
+
 _MAX_SCOPES = 1_000
-_LISTS = {
-    "tools": ("tools/list", "tools"),
-    "resources": ("resources/list", "resources"),
-    "templates": ("resources/templates/list", "resourceTemplates"),
-    "prompts": ("prompts/list", "prompts"),
+_MAX_PAGES = 100
+_FAULT_PAUSE = 30.0
+_RENEW_PAUSE = 1.0
+"""Seconds between two renewals that a server causes."""
+_LISTS: dict[str, tuple[str, str, type[BaseModel]]] = {
+    "tools": ("tools/list", "tools", mcp_types.Tool),
+    "resources": ("resources/list", "resources", mcp_types.Resource),
+    "templates": ("resources/templates/list", "resourceTemplates", mcp_types.ResourceTemplate),
+    "prompts": ("prompts/list", "prompts", mcp_types.Prompt),
 }
+"""What each kind of component is asked for by, the key of its answer, and what MCP prescribes for one."""
 KINDS = ("tools", "resources", "prompts")
 """What a `notifications/…/list_changed` can be about; templates count as resources."""
 
@@ -64,6 +78,7 @@ def make_listing(parts: dict[str, list[Json]], facts: Json) -> Listing:
         "tools": _digest(parts["tools"]),
         "resources": _digest([parts["resources"], parts["templates"]]),
         "prompts": _digest(parts["prompts"]),
+        "facts": _digest(facts),  # they may speak of the user, so they keep listings apart, too
     }
     return Listing(**{name: tuple(items) for name, items in parts.items()}, facts=facts, digests=digests)
 
@@ -77,8 +92,13 @@ class _Scope:
     """The listing for one kind of caller, and how it stands with it."""
 
     caller: Caller
+    """The last one who asked: on whose behalf it is renewed."""
     listing: Listing | None = None
+    began_at: float = -math.inf
     loaded_at: float = 0.0
+    rests_until: float = -math.inf
+    is_dormant: bool = False
+    """The session of its caller ended; nothing is asked until somebody comes for it."""
     is_stale: bool = True
     was_missed: bool = False
     """Somebody was answered without it, and is to hear when it comes."""
@@ -91,7 +111,7 @@ class Catalogue:
 
     Args:
         target: the current generation.
-        on_change: told which of `KINDS` changed, for a notification to the clients.
+        on_change: told which of `KINDS` changed, and for whom, for a notification to the clients.
         refresh_interval: seconds after which a listing is asked for again.
     """
 
@@ -99,7 +119,7 @@ class Catalogue:
         self,
         pool: McpConnectionPool,
         target: Callable[[], Target],
-        on_change: Callable[[frozenset[str]], None],
+        on_change: Callable[[frozenset[str], Identity], None],
         refresh_interval: float = 300.0,
     ) -> None:
         self._pool, self._target, self._on_change = pool, target, on_change
@@ -122,15 +142,15 @@ class Catalogue:
         scope = self._find(caller)
         return scope.listing if scope else None
 
-    def newest(self) -> Listing | None:
-        """Any known listing: for facts about the server that depend on no caller."""
-        known = (scope.listing for scope in self._scopes.values() if scope.listing)
-        return next(known, None)
+    def known_to(self, identity: Identity) -> Listing | None:
+        """Any listing of this user: what the server said of itself is told to nobody else."""
+        own = (scope for scope in self._scopes.values() if scope.listing and scope.caller.identity == identity)
+        return next((scope.listing for scope in own), None)
 
     async def get(self, caller: Caller, patience: float | None = None) -> Listing | None:
         """What the backend offers this caller. What is known is given at once, and renewed in the background if it is
         stale; otherwise the backend is asked, for at most `patience` seconds (None: as long as its own deadlines)."""
-        scope = self._find(caller) or self._add(caller)
+        scope = self._take_over(caller) or self._add(_scope_key(caller), caller)
         self._load_if_stale(scope)
         if scope.listing is None and scope.loading is not None:
             with anyio.move_on_after(patience):
@@ -139,25 +159,29 @@ class Catalogue:
             scope.was_missed = True
         return scope.listing
 
-    def ask_soon(self, caller: Caller) -> None:
-        """Ask in the background, if nothing is known for this caller."""
-        self._load_if_stale(self._find(caller) or self._add(caller))
-
     def renew_if_stale(self, caller: Caller) -> None:
         """Ask again in the background if what is known for this caller is stale."""
-        if scope := self._find(caller):
+        if scope := self._take_over(caller):
             self._load_if_stale(scope)
 
     def error(self, caller: Caller) -> BackendError | None:
-        """Why there is no listing, when the last attempt failed."""
+        """Why there is no listing: the server rests after failures, or the last attempt failed."""
         scope = self._find(caller)
-        return scope.error if scope else None
+        return self._pool.backoff.refusal(self._target().key) or (scope.error if scope else None)
 
     def _find(self, caller: Caller) -> _Scope | None:
         return self._scopes.get(caller.session) or self._scopes.get(_scope_key(caller))
 
-    def _add(self, caller: Caller) -> _Scope:
-        scope = self._scopes[_scope_key(caller)] = _Scope(caller)
+    def _take_over(self, caller: Caller) -> _Scope | None:
+        """The caller's scope, renewed on this caller's behalf from now on."""
+        scope = self._find(caller)
+        if scope is not None:
+            scope.caller, scope.is_dormant = caller, False
+            self._scopes.move_to_end(caller.session if caller.session in self._scopes else _scope_key(caller))
+        return scope
+
+    def _add(self, key: str, caller: Caller, listing: Listing | None = None) -> _Scope:
+        scope = self._scopes[key] = _Scope(caller, listing)
         while len(self._scopes) > _MAX_SCOPES:
             self._scopes.popitem(last=False)
         return scope
@@ -168,13 +192,27 @@ class Catalogue:
     # --- renew
 
     def changed(self, caller: Caller, method: str) -> None:
-        """A backend connection of this caller said that its lists changed, or was opened again: ask it anew. A client
-        session whose backend changes its lists for it alone gets a listing of its own."""
-        scope = self._scopes.get(caller.session)
-        if scope is None and method and caller.has_session:
-            base = self._find(caller)
-            scope = self._scopes[caller.session] = _Scope(caller, listing=base.listing if base else None)
-        self._renew(scope or self._find(caller) or self._add(caller))
+        """A backend connection that this caller opened said that its lists changed, or was opened again: ask it anew,
+        for everybody who shares it. A client session with a backend of its own gets a listing of its own."""
+        match self._target().resource.isolation:
+            case Isolation.SHARED:
+                self.changed_for_all()
+            case Isolation.USER:
+                self._changed_for(caller.identity)
+            case _:
+                self._changed_for_session(caller, method)
+
+    def _changed_for(self, identity: Identity) -> None:
+        for scope in self._scopes.values():
+            if scope.caller.identity.key == identity.key:
+                self._renew(scope)
+
+    def _changed_for_session(self, caller: Caller, method: str) -> None:
+        base = self._find(caller)
+        if method and caller.has_session and caller.session not in self._scopes:
+            base = self._add(caller.session, caller, base.listing if base else None)
+        if base is not None:
+            self._renew(base)
 
     def changed_for_all(self) -> None:
         """The server's generation changed: ask for every listing anew; what is known stands until then."""
@@ -184,9 +222,9 @@ class Catalogue:
     def forget_session(self, session: str) -> None:
         """A client's session ended: its own listing goes, and nothing is asked on its behalf any more."""
         self._scopes.pop(session, None)
-        for key in [key for key, scope in self._scopes.items() if scope.caller.session == session]:
-            if self._scopes[key].listing is None:
-                del self._scopes[key]
+        for scope in self._scopes.values():
+            if scope.caller.session == session:
+                scope.is_dormant = True
 
     def tick(self) -> None:
         """Called about once a second: renew what is old, and try again what failed and is missed."""
@@ -197,16 +235,20 @@ class Catalogue:
             self._load_if_stale(scope)
 
     def _load_if_stale(self, scope: _Scope) -> None:
-        if scope.is_stale and scope.loading is None and not self._rests():
+        if scope.is_dormant or not scope.is_stale or scope.loading is not None or self._rests():
+            return
+        if anyio.current_time() >= scope.rests_until:
             self._load_soon(scope)
 
     def _renew(self, scope: _Scope) -> None:
+        """At once, if it was not asked for a moment ago; a server may announce changes without end."""
         scope.is_stale = True
-        if scope.loading is None:
+        if not scope.is_dormant and scope.loading is None and anyio.current_time() - scope.began_at >= _RENEW_PAUSE:
             self._load_soon(scope)
 
     def _load_soon(self, scope: _Scope) -> None:
         if self._tasks is not None:
+            scope.began_at = anyio.current_time()
             scope.loading = anyio.Event()
             scope.is_stale = False  # a change that is announced from here on makes it stale again
             self._tasks.start_soon(self._load, scope)
@@ -215,64 +257,110 @@ class Catalogue:
         before, finished = scope.listing, scope.loading
         assert finished is not None
         try:
-            async with lease(self._pool, self._target(), scope.caller) as held:
+            # To renew what is known is not worth somebody's session.
+            async with lease(self._pool, self._target(), scope.caller, may_evict=before is None) as held:
                 listing = await _fetch(held, self._target())
             scope.listing = self._interned.setdefault(tuple(listing.digests.values()), listing)
             scope.loaded_at, scope.error = anyio.current_time(), None
         except BackendError as error:
             scope.error, scope.is_stale = error, True
+        except Exception as fault:  # a task ends here: one server's fault must not end the gateway
+            server = self._target().resource.name
+            logger.exception("server '%s': its lists could not be read", server, exc_info=fault)
+            scope.error, scope.is_stale = BackendProtocolError(server, "lists what is not MCP. See the log."), True
+            scope.rests_until = anyio.current_time() + _FAULT_PAUSE
         finally:
             scope.loading = None
             finished.set()
         if scope.listing is not None and (before is not None or scope.was_missed):
             scope.was_missed = False
             if changes := scope.listing.changes(before):
-                self._on_change(changes)
+                self._on_change(changes, scope.caller.identity)
 
 
 def _scope_key(caller: Caller) -> str:
-    """A backend hears who asks and what the client can be asked, so its answer may depend on either."""
-    return f"{caller.identity.key};{','.join(sorted(caller.capabilities))}"
+    """A backend hears who asks, in which roles, and what the client can be asked; its answer may depend on each."""
+    roles = ",".join(quote(role, safe="") for role in sorted(caller.identity.roles))
+    return f"{caller.identity.key};{roles};{','.join(sorted(caller.capabilities))}"
 
 
 async def _fetch(held: Lease, target: Target) -> Listing:
     facts = held.session.facts
     declared = facts.get("capabilities") or {}
     parts: dict[str, list[Json]] = {}
-    for name, (method, key) in _LISTS.items():
-        offered = declared.get("resources" if name == "templates" else name) is not None
-        parts[name] = await _pages(held, method, key, target) if offered else []
+    for name, (method, key, shape) in _LISTS.items():
+        gathered = _Gathering(target.resource.name, key, shape)
+        if declared.get("resources" if name == "templates" else name) is not None:
+            await _ask_for_pages(held, method, gathered, target.resource.timeouts.initialize)
+        parts[name] = gathered.items
     return make_listing(parts, facts)
 
 
-async def _pages(held: Lease, method: str, key: str, target: Target) -> list[Json]:
-    items: list[Json] = []
+async def _ask_for_pages(held: Lease, method: str, gathered: _Gathering, patience: float) -> None:
+    """All pages of one list, within `patience` seconds however many they are."""
+    deadline = anyio.current_time() + patience
     cursor: str | None = None
     seen: set[str | None] = set()
-    while cursor not in seen:
+    while cursor not in seen and len(seen) < _MAX_PAGES and not gathered.is_full:
         seen.add(cursor)
+        remaining = max(deadline - anyio.current_time(), 0.001)
         try:
-            page = await held.request(
-                method, {"cursor": cursor} if cursor else {}, deadline=target.resource.timeouts.initialize
-            )
+            page = await held.request(method, {"cursor": cursor} if cursor else {}, deadline=remaining)
+        except BackendTimeout:
+            problem = f"did not finish '{method}' within {patience:g} s. See its log, or raise timeouts.initialize."
+            raise BackendTimeout(gathered.server, problem) from None
         except MCPError as error:
-            logger.info(
-                "server '%s' declares '%s' but answers it with an error (%s)",
-                target.resource.name,
-                key,
-                error,
-            )
+            logger.info("server '%s' declares what '%s' lists, but refuses it (%s)", gathered.server, method, error)
             break
-        items += [item for item in page.get(key, []) if isinstance(item, dict)]
-        cursor = page.get("nextCursor")
-        if not cursor:
+        gathered.take(page.get(gathered.key))
+        following = page.get("nextCursor")
+        if not following or not isinstance(following, str):
             break
-        if len(items) >= MAX_COMPONENTS:
+        cursor = following
+    gathered.tell_what_is_missing()
+
+
+class _Gathering:
+    """Components of one kind, as far as they are what MCP prescribes and there is room: one that is not, or too many,
+    would cost the client the list of all servers."""
+
+    def __init__(self, server: str, key: str, shape: type[BaseModel]) -> None:
+        self.server, self.key, self._shape = server, key, shape
+        self.items: list[Json] = []
+        self._room = MAX_LIST_BYTES
+        self._invalid = self._too_much = 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.items) + self._invalid + self._too_much >= MAX_COMPONENTS
+
+    def take(self, page: object) -> None:
+        for item in page if isinstance(page, list) else ():
+            size = self._size_of(item)
+            if size is None:
+                self._invalid += 1
+            elif size > self._room or self.is_full:
+                self._too_much += 1
+            else:
+                self.items.append(item)
+                self._room -= size
+
+    def _size_of(self, item: object) -> int | None:
+        """Bytes of JSON; None for what is not MCP, or no text (half a surrogate pair)."""
+        try:
+            self._shape.model_validate(item)
+            return len(to_json(item)) if isinstance(item, dict) else None
+        except (ValidationError, PydanticSerializationError):
+            return None
+
+    def tell_what_is_missing(self) -> None:
+        if self._invalid:
+            logger.warning("server '%s': %d of its %s are not MCP; left out", self.server, self._invalid, self.key)
+        if self.is_full or self._too_much:
             logger.warning(
-                "server '%s' offers more than %d %s; the rest is left out",
-                target.resource.name,
+                "server '%s' offers more %s than %d, or than %d KiB; the rest is left out",
+                self.server,
+                self.key,
                 MAX_COMPONENTS,
-                key,
+                MAX_LIST_BYTES // 1024,
             )
-            break
-    return items[:MAX_COMPONENTS]

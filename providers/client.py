@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 from fastmcp import Client
 from fastmcp.client.transports.base import ClientTransport
@@ -29,7 +28,7 @@ from providers.identity import Identity
 from providers.lines import Json, MCPError
 from providers.resource import McpServerResource, TransportType
 from providers.session import BackendSession
-from providers.wire import WIRE_ERROR_CODE, Message, OpenWire, Wire
+from providers.wire import WIRE_ERROR_CODE, Message, OpenWire, Wire, error_answer
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +60,10 @@ class _Outbox:
 class _WireTransport(ClientTransport):
     """FastMCP's view of a wire."""
 
-    def __init__(self, open_wire: OpenWire, inbox: Callable[[Message], Any], identity: Identity | None) -> None:
-        self._open_wire, self._inbox, self._identity = open_wire, inbox, identity
+    def __init__(self, open_wire: OpenWire, session: BackendSession, identity: Identity | None) -> None:
+        self._server = session.server
+        self._open_wire, self._session, self._identity = open_wire, session, identity
         self.wire: Wire | None = None
-        self.tasks: TaskGroup
 
     @asynccontextmanager
     async def connect_session(self, **options: Any) -> AsyncIterator[ClientSession]:
@@ -73,24 +72,28 @@ class _WireTransport(ClientTransport):
 
         async def deliver(message: Message) -> None:
             if "method" in message and message["method"] != "ping":
-                await self._inbox(message)
+                await self._session.receive(message)
             else:
-                await _forward(answers, message)
+                await _forward(self._server, answers, message)
 
-        async with answers, read, anyio.create_task_group() as self.tasks, self._open_wire(deliver) as wire:
+        async with answers, read, anyio.create_task_group() as tasks, self._open_wire(deliver) as wire:
             self.wire, wire.identity = wire, self._identity
-            self.tasks.start_soon(_close_with, wire, answers)
+            self._session.connected(wire, tasks)
+            tasks.start_soon(_close_with, wire, answers)
             async with lines.ForwardingSession(read, _Outbox(wire), **options) as session:
                 yield session
-            self.tasks.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
 
 
-async def _forward(answers: MemoryObjectSendStream[SessionMessage | Exception], message: Message) -> None:
+async def _forward(server: str, answers: MemoryObjectSendStream[SessionMessage | Exception], message: Message) -> None:
     try:
         item = lines.to_session_message(message)
     except ValidationError:
-        logger.debug("dropped a message that is not JSON-RPC")
-        return
+        if "method" in message or not isinstance(message.get("id"), int | str):
+            logger.debug("server '%s': a message that is not JSON-RPC was dropped", server)
+            return
+        error = BackendProtocolError(server, "gave an answer that is not what MCP prescribes.")
+        item = lines.to_session_message(error_answer(message["id"], error))  # who asked need not wait any longer
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         await answers.send(item)
 
@@ -131,7 +134,7 @@ async def open_session(
         on_change: told each `…/list_changed` method that the backend sends.
         deadline: seconds for connecting and negotiating together.
         prefers_modern: which era to try first: the client's own, so that it finds what it would find directly (a
-            session that keeps state, or the 2026-07-28 way of asking). The other one is taken where the backend has only that.
+            session that keeps state, or the 2026-07-28 way of asking). The other one is taken where it has no other.
         era: `era` of an earlier session with the same server, so that it is negotiated once.
 
     Raises:
@@ -167,7 +170,7 @@ class _Opening:
     ) -> None:
         self._resource, self._capabilities = resource, capabilities
         self._session = BackendSession(resource, on_change)
-        self._transport = _WireTransport(open_wire, self._session.receive, identity)
+        self._transport = _WireTransport(open_wire, self._session, identity)
         # SSE predates the 2026-07-28 era, and a server in this process keeps its state by session.
         self._transport.legacy_only = resource.transport_type in (TransportType.SSE, TransportType.PYTHON)
         self._client: Client[Any] | None = None
@@ -194,16 +197,15 @@ class _Opening:
         """
         if self._failure is not None:
             raise self._failure
-        assert self._client is not None and self._transport.wire is not None
-        transport = self._transport
-        self._session.start_soon = transport.tasks.start_soon
-        self._session.attach(self._transport.wire, self._client)
+        assert self._client is not None
+        self._session.agreed(self._client)
         return self._session
 
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is None:
             return
+        self._session.end()
         try:
             await client.close()  # type: ignore[no-untyped-call]
         except (RuntimeError, MCPError, OSError, BackendError, ExceptionGroup) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -11,7 +13,9 @@ from uuid import uuid4
 import anyio
 
 from providers.caller import Caller
-from providers.resource import Isolation, McpServerResource
+from providers.errors import BackendError
+from providers.identity import Identity
+from providers.resource import Isolation, McpServerResource, TransportType
 from providers.session import BackendSession
 from providers.wire import OpenWire
 
@@ -32,6 +36,14 @@ class Target:
     @property
     def key(self) -> tuple[str, int]:
         return (self.resource.name, self.generation)
+
+    @property
+    def longest_rest(self) -> float:
+        """Seconds that it is left alone at most when it keeps failing. A remote server that comes back is to be seen
+        within 10 s; to start a process again and again costs more."""
+        if self.resource.is_container:
+            return 60.0
+        return 30.0 if self.resource.transport_type is TransportType.STDIO else 5.0
 
 
 class Key(NamedTuple):
@@ -66,6 +78,10 @@ def key_for(target: Target, caller: Caller) -> Key:
     return Key(*target.key, f"{whose_for(target, caller)};{era};{','.join(sorted(caller.capabilities))}")
 
 
+_CLOSING_SECONDS = 1.0
+"""How long a connection takes to close as a rule."""
+
+
 class ConnectionState(StrEnum):
     CONNECTING = "connecting"
     IDLE = "idle"
@@ -77,7 +93,8 @@ class ConnectionState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class PooledConnection:
-    """One session with a backend. `holder` is the client session whose calls it serves now."""
+    """One session with a backend. `holder` is the client session whose calls it serves now, and as whom: two tokens
+    of one user may differ in their roles."""
 
     target: Target
     key: Key
@@ -88,8 +105,12 @@ class PooledConnection:
     state: ConnectionState = ConnectionState.CONNECTING
     in_use: int = 0
     served: int = 0
-    holder: str | None = None
+    holder: tuple[str, Identity] | None = None
+    is_suspect: bool = False
+    """It is being asked whether it is still there; nobody gets it before it has answered."""
+    closing_since: float = math.inf
     session: BackendSession | None = None
+    opening: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     closing: anyio.Event = field(default_factory=anyio.Event)
 
     @property
@@ -101,6 +122,19 @@ class PooledConnection:
         return self.key.generation
 
     @property
+    def is_idle(self) -> bool:
+        return self.state is ConnectionState.IDLE
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in (ConnectionState.IDLE, ConnectionState.ACTIVE, ConnectionState.DRAINING)
+
+    @property
+    def era_key(self) -> tuple[str, int, bool]:
+        """What the protocol era of a server is remembered by: it may differ with what the client prefers."""
+        return (*self.target.key, self.opener.is_modern)
+
+    @property
     def ends_with_session(self) -> str | None:
         """The client session at whose end this connection ends, too."""
         own = self.target.resource.isolation is Isolation.SESSION and self.opener.has_session
@@ -110,14 +144,60 @@ class PooledConnection:
         """Seconds after which it is closed when nobody uses it."""
         return self.target.resource.idle_stop or usual
 
+    @property
+    def first_rest(self) -> float:
+        """Seconds of rest after the first failure already: starting a container costs the whole machine, so that one
+        which never served is started at most six times in its first minute."""
+        return 1.0 if self.target.resource.is_container and not self.served else 0.0
+
+    def is_about_to_be_gone(self, now: float) -> bool:
+        """Whether its slot can be counted on; one that hangs while closing cannot."""
+        return self.state is ConnectionState.CLOSING and now - self.closing_since < _CLOSING_SECONDS
+
     def serves(self, caller: Caller) -> bool:
         """Whether a call of this caller may run on it now."""
-        if self.state is ConnectionState.IDLE:
-            return True
-        return self.state is ConnectionState.ACTIVE and self.holder == caller.session
+        if self.is_suspect:
+            return False
+        is_held_by_it = self.holder == (caller.session, caller.identity)
+        return self.is_idle or (self.state is ConnectionState.ACTIVE and is_held_by_it)
+
+    async def close_when_dead(self) -> None:
+        assert self.session is not None
+        await self.session.wire.closed.wait()
+        self.closing.set()
 
     def __repr__(self) -> str:
-        return f"<PooledConnection {self.server}#{self.generation} {self.state} in_use={self.in_use}>"
+        doubt = " suspect" if self.is_suspect else ""
+        return f"<PooledConnection {self.server}#{self.generation} {self.state}{doubt} in_use={self.in_use}>"
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A caller who waits for a connection: in the end there is either one, or an error."""
+
+    target: Target
+    key: Key
+    caller: Caller
+    may_evict: bool = True
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    connection: PooledConnection | None = None
+    error: BackendError | None = None
+
+    def settle(self, connection: PooledConnection | None = None, error: BackendError | None = None) -> None:
+        self.connection, self.error = connection, error
+        self.ready.set()
+
+
+class PoolLimits(NamedTuple):
+    """Sizes in connections, times in seconds."""
+
+    max_connections: int = 20
+    acquire_timeout: float = 5.0
+    idle_timeout: float = 300.0
+    max_lifetime: float = 1800.0
+    health_interval: float = 60.0
+    check_after: float = 30.0
 
 
 class PoolStatistics(NamedTuple):
@@ -134,3 +214,23 @@ class PoolStatistics(NamedTuple):
     opened: int
     failed: int
     evicted: int
+
+
+def statistics_of(
+    connections: Collection[PooledConnection], waiting: int, limits: PoolLimits, counts: Counter[str]
+) -> PoolStatistics:
+    """The statistics of a pool; `counts` are of what happened."""
+    states = Counter(connection.state for connection in connections)
+    return PoolStatistics(
+        connecting=states[ConnectionState.CONNECTING],
+        idle=states[ConnectionState.IDLE],
+        active=states[ConnectionState.ACTIVE],
+        draining=states[ConnectionState.DRAINING],
+        closing=states[ConnectionState.CLOSING],
+        waiting=waiting,
+        leases=sum(connection.in_use for connection in connections),
+        max_connections=limits.max_connections,
+        opened=counts["opened"],
+        failed=counts["failed"],
+        evicted=counts["evicted"],
+    )

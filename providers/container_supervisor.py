@@ -8,6 +8,7 @@ which images have to be pulled, and that what Docker has and what we know stay e
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -233,7 +234,7 @@ class ContainerSupervisor:
 
             await manager.pull_image(resource, tell)
             logger.info("server '%s': '%s' is here", resource.name, resource.docker_image)
-            self._pool.backoff.forget(resource.name)
+            self._pool.backoff.forget(resource.name, before_generation=sys.maxsize)
         except ImageMissing as error:
             logger.warning("%s", error)
             launcher.image_problem = error if resource.pull is PullPolicy.MISSING else None

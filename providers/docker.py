@@ -36,7 +36,7 @@ from providers.docker_engine import (
 )
 from providers.engine import EngineAddress
 from providers.errors import BackendError, BackendUnavailable
-from providers.hardening import ImageFacts, check_mounts, image_facts, container_port, volume_problem, volumes_of
+from providers.hardening import ImageFacts, check_mounts, container_port, image_facts, volume_problem, volumes_of
 from providers.image_pull import ImagePull
 from providers.ownership import INSTANCE, SERVER, Instance
 from providers.resource import McpServerResource

@@ -1,9 +1,9 @@
-"""One address of one remote server: how a request to it is made, how much of an answer is read, and what
-failures are called.
+"""One address of one remote server: how a request to it is made, how much of an answer is read, and what failures are
+called.
 
-Both HTTP wires (`remote`, `sse`) come in through `http_wire`. It alone calls aiohttp, whose requests cost a
-twentieth of those of the SDK's own client. Nothing that it raises or logs holds an address, a header or a
-body, because each may hold a secret; for the same reason errors are raised without their cause.
+Both HTTP wires (`remote`, `sse`) come in through `http_wire`. It alone calls aiohttp, whose requests cost a twentieth
+of those of the SDK's own client. Nothing that it raises or logs holds an address, a header or a body, because each may
+hold a secret; for the same reason errors are raised without their cause.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ JSON = "application/json"
 EVENTS = "text/event-stream"
 
 _KEEP_ALIVE_SECONDS = 4.0
-"""How long an idle connection is kept. uvicorn and Node close theirs after 5 seconds: a request that met
-that close half-way could not be repeated safely."""
+"""How long an idle connection is kept. uvicorn and Node close theirs after 5 seconds: a request that met that close
+half-way could not be repeated safely."""
+_ADDRESS_SECONDS = 2
+"""How long the address of a host name is kept: a server that moved is found soon after."""
 _FINISH_SECONDS = 0.2
 """How long a response that said all we need is read on, so that its connection can be used again."""
 _LARGE_BODY = 1024 * 1024
@@ -44,11 +46,11 @@ _LARGE_BODY = 1024 * 1024
 async def http_client() -> AsyncIterator[HttpClient]:
     """The HTTP client that all remote wires of a gateway share.
 
-    It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections
-    share one TLS context, which aiohttp makes at import.
+    It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections share one
+    TLS context, which aiohttp makes at import.
     """
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, ttl_dns_cache=_ADDRESS_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "apollos-mcp-gateway"},
         timeout=aiohttp.ClientTimeout(total=None),  # each request sets its own
@@ -76,8 +78,8 @@ class Endpoint:
         self._timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_seconds)
 
     def headers(self, mcp: Mapping[str, str], identity: Identity | None) -> dict[str, str]:
-        """All headers of a request. Names are in lower case, so that each comes once: the identity's win over
-        MCP's, and MCP's over the resource's own."""
+        """All headers of a request. Names are in lower case, so that each comes once: the identity's win over MCP's,
+        and MCP's over the resource's own."""
         headers = prepare_proxy_headers(self._own_headers, mcp, identity)
         return {name.lower(): value for name, value in headers.items()} | {"accept-encoding": "identity"}
 
@@ -106,7 +108,8 @@ class Endpoint:
             raise self._failure(error) from None
         try:
             yield response
-            await self._finish(response)
+            if not response.content.at_eof():
+                await self._finish(response)
         except aiohttp.ClientError as error:
             raise self._failure(error) from None
         finally:

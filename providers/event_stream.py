@@ -1,7 +1,7 @@
 """Reads a `text/event-stream` body piece by piece, with a cap on what one event may hold.
 
-The wires to remote servers (`remote`, `sse`) feed it what the socket gave and get whole events back. It does
-no I/O and knows nothing of MCP. The rules: WHATWG HTML standard, 9.2, "Server-sent events".
+The wires to remote servers (`remote`, `sse`) feed it what the socket gave and get whole events back. It does no I/O
+and knows nothing of MCP. The rules: WHATWG HTML standard, 9.2, "Server-sent events".
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class Event(NamedTuple):
 
 
 class EventStream:
-    """The parser of one stream. It outlives a connection, so that a stream that broke can be taken up
-    again."""
+    """The parser of one stream. It outlives a connection, so that a stream that broke can be taken up again."""
 
     def __init__(self, server: str, max_event_bytes: int) -> None:
         self._server, self._max = server, max_event_bytes
@@ -83,8 +82,7 @@ class EventStream:
         return None
 
     def _set(self, name: bytes, value: bytes) -> None:
-        """Any field but data. A comment is a field without a name; like every unknown one it means
-        nothing."""
+        """Any field but data. A comment is a field without a name; like every unknown one it means nothing."""
         if name == b"event":
             self._type = value.decode(errors="replace")
         elif name == b"id" and b"\0" not in value and len(value) <= _MAX_ID_LENGTH:

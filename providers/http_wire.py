@@ -1,9 +1,8 @@
-"""What the two wires to remote servers share: how a message leaves, which calls wait for their answer, and
-what happens when the server has dropped the session.
+"""What the two wires to remote servers share: how a message leaves, which calls wait for their answer, and what
+happens when the server has dropped the session.
 
-`remote` (Streamable HTTP) and `sse` (the older HTTP+SSE) build on it; `endpoint` makes the requests. Each
-call is a task of its own and nothing is locked, so that a server which is slow with one answer holds up
-nobody else.
+`remote` (Streamable HTTP) and `sse` (the older HTTP+SSE) build on it; `endpoint` makes the requests. Each call is a
+task of its own and nothing is locked, so that a server which is slow with one answer holds up nobody else.
 """
 
 from __future__ import annotations
@@ -34,14 +33,12 @@ _SETTLE_SECONDS = 1.0
 _MESSAGES_PER_TURN = 64
 """After so many messages the event loop gets a turn: a flood from one server must not hold up the others."""
 _TELLS_AT_ONCE = 8
-"""Notifications and answers under way at once. A server that floods us with requests waits for our
-answers."""
+"""Notifications and answers under way at once. A server that floods us with requests waits for our answers."""
 
 
 @asynccontextmanager
 async def background_tasks() -> AsyncIterator[TaskGroup]:
-    """Tasks that end with the block. They raise nothing; what the block raises comes out bare, not in a
-    group."""
+    """Tasks that end with the block. They raise nothing; what the block raises comes out bare, not in a group."""
     try:
         async with anyio.create_task_group() as tasks:
             try:
@@ -61,8 +58,7 @@ class WireState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One request of ours that has no answer yet. `headers` are those it is sent with, the caller's identity
-    too."""
+    """One request of ours that has no answer yet. `headers` are those it is sent with, the caller's identity too."""
 
     id: Any
     method: str
@@ -71,8 +67,7 @@ class Call:
 
     @property
     def is_modern(self) -> bool:
-        """Whether it is sent in the 2026-07-28 era, which has no sessions: who gives up a request just ends
-        it."""
+        """Whether it is sent in the 2026-07-28 era, which has no sessions: who gives up a request just ends it."""
         return self.headers.get("mcp-protocol-version", "") >= "2026-"
 
 
@@ -98,7 +93,7 @@ class HttpWire(Wire):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.server}: {self.state.value}, {len(self._calls)} calls>"
 
-    # ------------------------------------------------------------------------ what each kind of wire decides
+    # ---------------------------------------------------------------------------------- what each kind of wire decides
 
     @abstractmethod
     def _headers_for(self, message: Message, given: Mapping[str, str]) -> dict[str, str]:
@@ -110,8 +105,7 @@ class HttpWire(Wire):
 
     @abstractmethod
     def _is_session_lost(self, status: int, sent: Mapping[str, str]) -> bool:
-        """Whether this status, in answer to these headers, says that the server no longer knows our
-        session."""
+        """Whether this status, in answer to these headers, says that the server no longer knows our session."""
 
     def _post_url(self) -> URL:
         return self._endpoint.url
@@ -119,7 +113,7 @@ class HttpWire(Wire):
     def _initialized(self) -> None:
         """The server has accepted our `notifications/initialized`."""
 
-    # ------------------------------------------------------------------------------------------ messages out
+    # ---------------------------------------------------------------------------------------------------- messages out
 
     async def send(self, message: Message, headers: Mapping[str, str]) -> None:
         if self.state is not WireState.OPEN:
@@ -130,20 +124,20 @@ class HttpWire(Wire):
         if method == "notifications/cancelled" and self._is_cancel_done(message):
             return
         # The headers are made now and not in the task, because they hold the identity of whoever sends.
-        sent = self._headers_for(message, headers)
+        sent, body = self._headers_for(message, headers), to_json(message)
         if method is not None and "id" in message:
             call = self._calls[message["id"]] = Call(message["id"], method, sent)
-            self._spawn(self._run_call, call, to_json(message))
+            self._spawn(self._run_call, call, body)
         elif method == "notifications/initialized":
-            if await self._tell(to_json(message), sent):  # awaited: nothing may overtake it
+            if await self._tell(body, sent):  # awaited: nothing may overtake it
                 self._initialized()
         else:
             await self._tellers.acquire()
-            self._spawn(self._tell_in_turn, to_json(message), sent)
+            self._spawn(self._tell_in_turn, body, sent)
 
     def _is_cancel_done(self, notification: Message) -> bool:
-        """End the call that is cancelled. True when nothing need be sent: its answer was here first, or
-        ending the request is itself the signal (2026-07-28, basic/patterns/cancellation)."""
+        """End the call that is cancelled. True when nothing need be sent: its answer was here first, or ending the
+        request is itself the signal (2026-07-28, basic/patterns/cancellation)."""
         call = self._calls.pop((notification.get("params") or {}).get("requestId"), None)
         if call is not None:
             call.scope.cancel()
@@ -190,7 +184,7 @@ class HttpWire(Wire):
             return False
         return True
 
-    # ------------------------------------------------------------------------------------------- messages in
+    # ----------------------------------------------------------------------------------------------------- messages in
 
     async def _answer(self, call: Call, answer: Message) -> None:
         """Hand up the one answer to a call. A second one, or one after a cancel, is dropped."""
@@ -206,15 +200,15 @@ class HttpWire(Wire):
             await checkpoint()
         await self._deliver(message)
 
-    # ----------------------------------------------------------------------------------------- lost sessions
+    # --------------------------------------------------------------------------------------------------- lost sessions
 
     def _refusal(self, status: int, sent: Mapping[str, str]) -> BackendUnavailable:
         """The error for a status other than 2xx in answer to these headers."""
         return self._lose_session() if self._is_session_lost(status, sent) else self._endpoint.refusal(status)
 
     def _lose_session(self) -> BackendUnavailable:
-        """The server no longer knows our session: the wire takes nothing more, and fails once the calls in
-        flight have had their own answers. What is returned is for the request that was turned away."""
+        """The server no longer knows our session: the wire takes nothing more, and fails once the calls in flight have
+        had their own answers. What is returned is for the request that was turned away."""
         problem = "ended our session. The next call opens a new one."
         if self._lost_session is None:
             self._lost_session = BackendUnavailable(self.server, problem)

@@ -52,6 +52,7 @@ class Identity:
 def local_identity(environ: Mapping[str, str] = os.environ) -> Identity:
     """The user who started the gateway: `APOLLOS_USER_ID`, else the login name; an administrator."""
     user_id = environ.get("APOLLOS_USER_ID") or _login_name()
+    user_id = user_id.encode(errors="backslashreplace").decode()  # the environment may hold any bytes
     return Identity(user_id=user_id, name=user_id, roles=frozenset({ADMIN_ROLE}))
 
 
@@ -71,16 +72,24 @@ def identity_from_claims(claims: Mapping[str, Any]) -> Identity:
     subject = claims.get("sub")
     if not isinstance(subject, str) or not subject:
         raise NotAuthenticated("the token names no subject (claim 'sub'). Ask for a token that does.")
-    roles = claims.get("roles", ())
-    if isinstance(roles, str):
-        roles = [roles]
     named = claims.get("name")
-    return Identity(
+    identity = Identity(
         user_id=subject,
         name=named if isinstance(named, str) and named else subject,
-        roles=frozenset(role for role in roles if isinstance(role, str) and role),
+        roles=_roles(claims.get("roles")),
         issuer=str(claims.get("iss") or "token"),
     )
+    try:
+        "".join((identity.user_id, identity.name, *identity.roles, identity.issuer)).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold and no header, key or log can
+        raise NotAuthenticated("the token holds text that is not Unicode. Ask for another.") from None
+    return identity
+
+
+def _roles(claim: Any) -> frozenset[str]:
+    """The roles in a claim: a text, or a list of texts. Anything else grants nothing."""
+    roles = [claim] if isinstance(claim, str) else claim if isinstance(claim, list | tuple | set | frozenset) else ()
+    return frozenset(role for role in roles if isinstance(role, str) and role)
 
 
 def resolve_identity(local: Identity | None) -> Identity:

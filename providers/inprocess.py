@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +31,15 @@ logger = logging.getLogger(__name__)
 
 
 class PythonServer:
-    """The FastMCP object that `python = "path/to/file.py:object"` names, loaded on first use in a worker thread."""
+    """The FastMCP object that `python = "path/to/file.py:object"` names, loaded on first use in a worker thread.
 
-    def __init__(self, resource: McpServerResource) -> None:
-        self._name = resource.name
+    Args:
+        start_soon: starts a task that lives as long as the gateway.
+    """
+
+    def __init__(self, resource: McpServerResource, start_soon: Callable[..., object]) -> None:
+        self._name, self._start_soon = resource.name, start_soon
+        self._life: _Life | None = None
         self._path, _, self._attribute = (resource.python or "").rpartition(":")
         self._server: FastMCP[Any] | None = None
         self._loading = anyio.Lock()
@@ -47,8 +52,47 @@ class PythonServer:
         """
         async with self._loading:
             if self._server is None:
-                self._server = await anyio.to_thread.run_sync(self._import)
+                self._server = await anyio.to_thread.run_sync(self._import, abandon_on_cancel=True)
             return self._server
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[FastMCP[Any]]:
+        """The server within its lifespan, which lasts from its first session to its last. It has a task of its own:
+        FastMCP ends a lifespan with the session that began it, though others go on.
+
+        Raises:
+            BackendUnavailable: it cannot be loaded or started.
+        """
+        server = await self.load()
+        while self._life is not None and self._life.stop.is_set():
+            await self._life.ended.wait()
+        if self._life is None:
+            self._life = _Life()
+            self._start_soon(self._live, server, self._life)
+        life = self._life
+        life.sessions += 1
+        try:
+            await life.started.wait()
+            if life.ended.is_set():
+                raise BackendUnavailable(self._name, "could not be started. See the gateway's log.", not_sent=True)
+            yield server
+        finally:
+            life.sessions -= 1
+            if not life.sessions:
+                life.stop.set()
+
+    async def _live(self, server: FastMCP[Any], life: _Life) -> None:
+        try:
+            async with lines.lifespan(server):
+                life.started.set()
+                await life.stop.wait()
+        except Exception as error:  # a task ends here: a server's fault must not end the gateway
+            logger.warning("server '%s': its lifespan failed", self._name, exc_info=error)
+        finally:
+            self._life = None
+            life.stop.set()
+            life.ended.set()
+            life.started.set()
 
     def _import(self) -> FastMCP[Any]:
         module = self._run_file()
@@ -69,13 +113,22 @@ class PythonServer:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # somebody else's file may raise anything; it becomes our error here
+        except (Exception, SystemExit) as error:  # somebody else's file may raise anything; it becomes our error here
+            del sys.modules[module_name]
             logger.warning("server '%s': its file could not be imported", self._name, exc_info=error)
             raise BackendUnavailable(
                 self._name,
                 f"'{self._path}' cannot be imported ({type(error).__name__}; the log has the details).",
             ) from None
         return module
+
+
+class _Life:
+    """One lifespan of a server in this process."""
+
+    def __init__(self) -> None:
+        self.sessions = 0
+        self.started, self.stop, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
 
 
 class _InProcessWire(Wire):
@@ -99,11 +152,10 @@ async def inprocess_wire(resource: McpServerResource, program: PythonServer, del
     Raises:
         BackendUnavailable: its file cannot be loaded.
     """
-    server = await program.load()
     requests, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write, answers = anyio.create_memory_object_stream[SessionMessage](0)
     wire = _InProcessWire(resource.name, requests)
-    async with requests, answers, anyio.create_task_group() as tasks:
+    async with requests, read, write, answers, program.running() as server, anyio.create_task_group() as tasks:
         tasks.start_soon(_serve, wire, server, read, write)
         tasks.start_soon(_read, answers, deliver)
         try:

@@ -16,9 +16,9 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from providers.caller import Caller, ClientSessions, Front, front_of
 from providers.connection import PooledConnection, Target
-from providers.errors import BackendError, BackendTimeout, InternalError, LeaseReleased
+from providers.errors import BackendError, BackendTimeout, BackendUnavailable, InternalError, LeaseReleased
 from providers.identity import current_identity
-from providers.lines import Json
+from providers.lines import Json, MCPError
 from providers.pool import McpConnectionPool
 from providers.session import BackendSession
 
@@ -26,8 +26,11 @@ from providers.session import BackendSession
 class Lease:
     """A connection reserved for one caller."""
 
-    def __init__(self, pool: McpConnectionPool, target: Target, caller: Caller, front: Front | None) -> None:
+    def __init__(
+        self, pool: McpConnectionPool, target: Target, caller: Caller, front: Front | None, *, may_evict: bool = True
+    ) -> None:
         self._pool, self._target, self._caller, self._front = pool, target, caller, front
+        self._may_evict = may_evict
         self._connection: PooledConnection | None = None
 
     def __repr__(self) -> str:
@@ -40,15 +43,14 @@ class Lease:
         Raises:
             LeaseReleased: the lease was given back.
         """
-        return self._held().session or self._lost()
+        session = self._held().session
+        assert session is not None, "a connection was leased before it was open"
+        return session
 
     def _held(self) -> PooledConnection:
         if self._connection is None:
             raise LeaseReleased(f"server '{self._target.resource.name}': this lease was given back")
         return self._connection
-
-    def _lost(self) -> BackendSession:
-        raise InternalError(f"server '{self._target.resource.name}': a connection was leased before it was open")
 
     async def request(self, method: str, params: Json, *, deadline: float | None = None) -> Json:
         """Send one request; see `BackendSession.request`. What was provably not sent is sent once more, on a new
@@ -62,7 +64,7 @@ class Lease:
         except BackendError as error:
             if not error.not_sent:
                 raise
-        self._pool.condemn(self._held())
+        self._pool.retire(self._held())  # others may still have calls on it
         self._give_back()
         await self.open()
         return await self._request(method, params, deadline)
@@ -72,7 +74,11 @@ class Lease:
         try:
             result = await self.session.request(method, params, self._front, deadline=deadline)
         except BackendTimeout:
-            self._pool.suspect(connection)
+            if self._front is not None or connection.in_use == 1:  # a listing may wait behind a long call
+                self._pool.suspect(connection)
+            raise
+        except MCPError:  # an error is an answer
+            self._pool.succeeded(connection)
             raise
         self._pool.succeeded(connection)
         return result
@@ -80,24 +86,23 @@ class Lease:
     async def open(self) -> None:
         """Reserve a connection; one that was idle for long is asked first whether it is still there."""
         for _ in range(2):
-            self._connection = await self._pool.acquire(self._target, self._caller)
+            self._connection = await self._pool.acquire(self._target, self._caller, may_evict=self._may_evict)
             if not self._is_stale(self._connection) or await self._still_there():
                 return
-        raise BackendError(self._target.resource.name, "does not answer. Try again.", not_sent=True)
+        raise BackendUnavailable(self._target.resource.name, "does not answer. Try again.", not_sent=True)
 
     def _is_stale(self, connection: PooledConnection) -> bool:
+        if connection.in_use > 1:
+            return False  # it works for another call, and may well answer nothing meanwhile
         quiet_since = max(connection.last_used_at, connection.checked_at)
         return anyio.current_time() - quiet_since > self._pool.limits.check_after
 
     async def _still_there(self) -> bool:
         connection = self._held()
-        alive = False
-        try:
-            alive = await self._pool.answers(connection)
-        finally:
-            if not alive:
-                self._pool.condemn(connection)
-                self._give_back()
+        alive = await self._pool.answers(connection)
+        if not alive:
+            self._pool.condemn(connection)
+            self._give_back()
         return alive
 
     def _give_back(self) -> None:
@@ -111,14 +116,14 @@ class Lease:
 
 @asynccontextmanager
 async def lease(
-    pool: McpConnectionPool, target: Target, caller: Caller, front: Front | None = None
+    pool: McpConnectionPool, target: Target, caller: Caller, front: Front | None = None, *, may_evict: bool = True
 ) -> AsyncIterator[Lease]:
     """A connection for the body of the context.
 
     Raises:
         PoolExhausted, BackendUnavailable, BackendTimeout: there is none to be had.
     """
-    held = Lease(pool, target, caller, front)
+    held = Lease(pool, target, caller, front, may_evict=may_evict)
     try:
         await held.open()
         yield held

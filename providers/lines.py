@@ -7,9 +7,11 @@ SDK are touched here and nowhere else, each with the reason beside it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import fastmcp
+from anyio import BrokenResourceError, ClosedResourceError
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from fastmcp import Client, FastMCP
 from fastmcp.server.context import Context
@@ -83,6 +85,11 @@ class ForwardingSession(ClientSession):
 
     _validate_tool_result = validate_tool_result  # the name of the same hook in mcp 1
 
+    async def _handle_response(self, message: SessionMessage) -> None:
+        """In mcp 1 an answer to somebody who gives up at that very moment would end the whole session."""
+        with suppress(ClosedResourceError, BrokenResourceError):
+            await super()._handle_response(message)  # type: ignore[misc]
+
 
 async def send_raw(session: ClientSession, method: str, params: Json | None) -> Json:
     """One request on a client session, dictionary in, dictionary out.
@@ -95,30 +102,25 @@ async def send_raw(session: ClientSession, method: str, params: Json | None) -> 
     return result.root
 
 
-def era_options(memory: Any, *, prefers_modern: bool) -> Json:
+def era_options(memory: str | None, *, prefers_modern: bool) -> Json:
     """Options for `fastmcp.Client` that pick the protocol era.
 
     Args:
-        memory: what `era_memory` gave for an earlier session with the same server, so that its era is asked for once;
-            None to negotiate.
+        memory: what `era_memory` gave for an earlier session with the same server, so that an era which it does not
+            have is tried once; None at first.
         prefers_modern: begin with the 2026-07-28 era. It falls back to a handshake by itself, not the other way round.
     """
     if not MODERN:
         return {}
-    if memory is None:
-        return {"mode": "auto" if prefers_modern else "legacy"}
-    mode, discovered = memory
-    return {"mode": mode, "prior_discover": discovered}
+    return {"mode": memory or ("auto" if prefers_modern else "legacy")}
 
 
-def era_memory(client: Client[Any]) -> Any:
-    """What is worth remembering of a negotiation: the mode to ask for next time, and what discovery said."""
+def era_memory(client: Client[Any]) -> str | None:
+    """What is worth remembering of a negotiation: how to begin next time. What a server said of itself is not: it may
+    have said it to one user."""
     if not MODERN:
         return None
-    session = client.session
-    if session.discover_result is not None:
-        return session.protocol_version, session.discover_result
-    return "legacy", None
+    return "auto" if client.session.discover_result is not None else "legacy"
 
 
 def server_facts(client: Client[Any]) -> Json:
@@ -232,7 +234,7 @@ _LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "
 
 
 def live_request(context: Context) -> Any:
-    """The client's request that this context stands for, or None. A context looks it up anew each time, in a variable of
+    """The client's request that this context stands for, or None. A context looks it up each time, in a variable of
     the running task: whoever passes messages on from another task must hold the request itself."""
     return context.request_context
 
@@ -309,6 +311,11 @@ def error_data(error: Exception) -> Json:
     return data
 
 
+def lifespan(server: FastMCP[Any]) -> AbstractAsyncContextManager[None]:
+    """The lifespan of a server in this process; FastMCP enters it only by itself."""
+    return server._lifespan_manager()
+
+
 async def serve_in_memory(
     server: FastMCP[Any],
     read: MemoryObjectReceiveStream[SessionMessage | Exception],
@@ -316,9 +323,8 @@ async def serve_in_memory(
 ) -> None:
     """Run a FastMCP server of this process over a pair of streams until the reading one ends. The streams are plain
     ones: they carry no context variables, so the server sees nothing of the request that a message came with."""
-    async with server._lifespan_manager():
-        low_level = server._mcp_server
-        await low_level.run(read, write, low_level.create_initialization_options())
+    low_level = server._mcp_server
+    await low_level.run(read, write, low_level.create_initialization_options())
 
 
 def input_required(kind: str, raw: Json) -> Any:

@@ -11,51 +11,31 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
-from providers.backoff import Backoff, rest_for
+from providers.backoff import Backoff
 from providers.caller import Caller
-from providers.client import open_session
-from providers.connection import ConnectionState, Key, PooledConnection, PoolStatistics, Target, key_for
+from providers.connection import (
+    ConnectionState,
+    Key,
+    PooledConnection,
+    PoolLimits,
+    PoolStatistics,
+    Target,
+    Waiter,
+    key_for,
+    statistics_of,
+)
 from providers.errors import BackendError, BackendUnavailable, PoolExhausted
+from providers.opener import Opener
 from providers.resource import Isolation
-from providers.wire import opened_for
 
 logger = logging.getLogger(__name__)
-
-
-class PoolLimits(NamedTuple):
-    """Sizes in connections, times in seconds."""
-
-    max_connections: int = 20
-    acquire_timeout: float = 5.0
-    idle_timeout: float = 300.0
-    max_lifetime: float = 1800.0
-    health_interval: float = 60.0
-    check_after: float = 30.0
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    target: Target
-    key: Key
-    caller: Caller
-    ready: anyio.Event = field(default_factory=anyio.Event)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    connection: PooledConnection | None = None
-    error: BackendError | None = None
-
-    def settle(self, connection: PooledConnection | None = None, error: BackendError | None = None) -> None:
-        self.connection, self.error = connection, error
-        self.ready.set()
 
 
 class McpConnectionPool:
@@ -66,9 +46,9 @@ class McpConnectionPool:
         self.backoff = Backoff(anyio.current_time)
         self._live: dict[Key, PooledConnection] = {}
         self._all: set[PooledConnection] = set()
-        self._waiters: list[_Waiter] = []
-        self._eras: dict[tuple[str, int, bool], object] = {}
-        self._died: set[Key] = set()
+        self._waiters: list[Waiter] = []
+        self._opener = Opener()
+        self._retired: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
         self._tasks: TaskGroup | None = None
         self._forgotten = anyio.Event()
@@ -77,7 +57,7 @@ class McpConnectionPool:
         return f"<McpConnectionPool {len(self._all)}/{self.limits.max_connections}, {len(self._waiters)} waiting>"
 
     async def __aenter__(self) -> McpConnectionPool:
-        self._tasks = anyio.create_task_group()
+        self._tasks, self._forgotten = anyio.create_task_group(), anyio.Event()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._keep_healthy)
         return self
@@ -93,20 +73,7 @@ class McpConnectionPool:
         return await tasks.__aexit__(kind, error, trace)
 
     def statistics(self) -> PoolStatistics:
-        states = Counter(connection.state for connection in self._all)
-        return PoolStatistics(
-            connecting=states[ConnectionState.CONNECTING],
-            idle=states[ConnectionState.IDLE],
-            active=states[ConnectionState.ACTIVE],
-            draining=states[ConnectionState.DRAINING],
-            closing=states[ConnectionState.CLOSING],
-            waiting=len(self._waiters),
-            leases=sum(connection.in_use for connection in self._all),
-            max_connections=self.limits.max_connections,
-            opened=self._counts["opened"],
-            failed=self._counts["failed"],
-            evicted=self._counts["evicted"],
-        )
+        return statistics_of(self._all, len(self._waiters), self.limits, self._counts)
 
     def connections(self, server: str | None = None) -> list[PooledConnection]:
         """The connections that are not closed yet, of one server or of all."""
@@ -114,8 +81,11 @@ class McpConnectionPool:
 
     # --- hand out, take back
 
-    async def acquire(self, target: Target, caller: Caller) -> PooledConnection:
+    async def acquire(self, target: Target, caller: Caller, *, may_evict: bool = True) -> PooledConnection:
         """Reserve the caller's connection, opening it if there is none. Give it back with `release`.
+
+        Args:
+            may_evict: end a session whose client is still there, if that is the only way to make room.
 
         Raises:
             PoolExhausted: none became free within `acquire_timeout`. Opening has deadlines of its own.
@@ -123,7 +93,7 @@ class McpConnectionPool:
         """
         if self._tasks is None:
             raise BackendUnavailable(target.resource.name, "the gateway is shutting down.", not_sent=True)
-        waiter = _Waiter(target, key_for(target, caller), caller)
+        waiter = Waiter(target, key_for(target, caller), caller, may_evict)
         waiter.scope.deadline = anyio.current_time() + self.limits.acquire_timeout
         self._waiters.append(waiter)
         self._settle()
@@ -137,6 +107,7 @@ class McpConnectionPool:
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+                self._settle()  # who waited behind it may go on
         if waiter.error is not None:
             raise waiter.error
         if waiter.connection is None:
@@ -144,11 +115,10 @@ class McpConnectionPool:
         return waiter.connection
 
     def _exhausted(self, target: Target) -> PoolExhausted:
-        waited = f"no connection became free within {self.limits.acquire_timeout:g} s"
+        why = f"all {self.limits.max_connections} are in use; raise max_connections"
         if len(self._all) < self.limits.max_connections:
             why = f"its one connection is busy with another client's call (isolation '{target.resource.isolation}')"
-        else:
-            why = f"all {self.limits.max_connections} are in use; raise max_connections"
+        waited = f"no connection became free within {self.limits.acquire_timeout:g} s"
         return PoolExhausted(target.resource.name, f"{waited}: {why}. Try again later.", not_sent=True)
 
     def release(self, connection: PooledConnection) -> None:
@@ -161,11 +131,19 @@ class McpConnectionPool:
                 connection.session.wire.identity = None  # what it sends between calls is nobody's
             if connection.state is ConnectionState.ACTIVE:
                 connection.state = ConnectionState.IDLE
-                if connection.target.resource.isolation is Isolation.CALL:
+                if self._is_spent(connection):
                     self._close(connection)
             elif connection.state is ConnectionState.DRAINING:
                 self._close(connection)
         self._settle()
+
+    def _is_spent(self, connection: PooledConnection) -> bool:
+        """Whether nobody can use it once it is idle: it was for one call, its generation is over, or a call of somebody
+        else was given up on it, of which the backend may still speak."""
+        is_over = connection.generation <= self._retired.get(connection.server, 0)
+        isolation = connection.target.resource.isolation
+        is_tainted = connection.session is not None and connection.session.has_abandoned
+        return is_over or isolation is Isolation.CALL or (isolation is Isolation.SHARED and is_tainted)
 
     def succeeded(self, connection: PooledConnection) -> None:
         """The backend answered: its past failures are forgotten."""
@@ -175,11 +153,15 @@ class McpConnectionPool:
     # --- the one place to decide
 
     def _settle(self) -> None:
-        wanted = 0
+        wanting, queued = list[Waiter](), set[Key]()
         for waiter in list(self._waiters):
             connection = self._live.get(waiter.key)
             if connection is not None and connection.state is not ConnectionState.CONNECTING:
-                self._join(waiter, connection)
+                if waiter.key not in queued and connection.serves(waiter.caller):
+                    self._hand_out(waiter, connection)
+                else:
+                    queued.add(waiter.key)  # nobody overtakes it
+                    self._limit(waiter)
             elif connection is not None and waiter.scope.deadline == math.inf:
                 pass  # it waits for the opening, which has deadlines of its own
             elif refusal := self.backoff.refusal(waiter.target.key, is_tried=self._is_tried(waiter.target)):
@@ -189,18 +171,21 @@ class McpConnectionPool:
             elif len(self._all) < self.limits.max_connections:
                 self._open(waiter)
             else:
-                wanted += 1
-        self._make_room(wanted)
+                wanting.append(waiter)
+                self._limit(waiter)
+        self._make_room(wanting)
 
-    def _join(self, waiter: _Waiter, connection: PooledConnection) -> None:
-        if connection.serves(waiter.caller):
-            connection.state = ConnectionState.ACTIVE
-            connection.in_use += 1
-            connection.holder = waiter.caller.session
-            if connection.session is not None:
-                connection.session.wire.identity = waiter.caller.identity
-            self._answer(waiter, connection)
-        elif waiter.scope.deadline == math.inf:
+    def _hand_out(self, waiter: Waiter, connection: PooledConnection) -> None:
+        connection.state = ConnectionState.ACTIVE
+        connection.in_use += 1
+        connection.holder = (waiter.caller.session, waiter.caller.identity)
+        if connection.session is not None:
+            connection.session.wire.identity = waiter.caller.identity
+        self._answer(waiter, connection)
+
+    def _limit(self, waiter: Waiter) -> None:
+        """Who waited for an opening, which has deadlines of its own, waits for something else now."""
+        if waiter.scope.deadline == math.inf:
             waiter.scope.deadline = anyio.current_time() + self.limits.acquire_timeout
 
     def _is_tried(self, target: Target) -> bool:
@@ -208,12 +193,12 @@ class McpConnectionPool:
         return any(each.state is ConnectionState.CONNECTING and each.target.key == target.key for each in self._all)
 
     def _answer(
-        self, waiter: _Waiter, connection: PooledConnection | None = None, error: BackendError | None = None
+        self, waiter: Waiter, connection: PooledConnection | None = None, error: BackendError | None = None
     ) -> None:
         self._waiters.remove(waiter)
         waiter.settle(connection, error)
 
-    def _open(self, waiter: _Waiter) -> None:
+    def _open(self, waiter: Waiter) -> None:
         assert self._tasks is not None
         now = anyio.current_time()
         connection = PooledConnection(waiter.target, waiter.key, waiter.caller, now, now, now)
@@ -223,25 +208,29 @@ class McpConnectionPool:
         # In a context of its own: the connection outlives the request that opened it, and is to know nothing of it.
         Context().run(self._tasks.start_soon, self._run, connection)
 
-    def _make_room(self, wanted: int) -> None:
-        """Retire the connections that were idle longest, as many as callers wait for a slot and none is on its way."""
-        wanted -= sum(connection.state is ConnectionState.CLOSING for connection in self._all)
-        idle = [connection for connection in self._all if connection.state is ConnectionState.IDLE]
-        for connection in sorted(idle, key=lambda connection: connection.last_used_at)[: max(0, wanted)]:
+    def _make_room(self, wanting: list[Waiter]) -> None:
+        """Retire the connection that was idle longest for each who waits for a slot, unless one is on its way."""
+        now = anyio.current_time()
+        on_its_way = sum(connection.is_about_to_be_gone(now) for connection in self._all)
+        for waiter in wanting[on_its_way:]:
+            idle = [each for each in self._all if each.is_idle and (waiter.may_evict or not each.ends_with_session)]
+            if not idle:
+                continue
+            oldest = min(idle, key=lambda connection: connection.last_used_at)
             self._counts["evicted"] += 1
-            if connection.ends_with_session:
-                logger.info(
-                    "server '%s': made room by ending a session whose client is still there",
-                    connection.server,
-                )
-            self._close(connection)
+            if oldest.ends_with_session:
+                logger.info("server '%s': made room by ending a session whose client is still there", oldest.server)
+            self._close(oldest)
 
     def _close(self, connection: PooledConnection) -> None:
         """Begin to close; whatever still runs on it fails."""
         if connection.state is not ConnectionState.CLOSED:
+            if connection.state is not ConnectionState.CLOSING:
+                connection.closing_since = anyio.current_time()
             connection.state = ConnectionState.CLOSING
             if self._live.get(connection.key) is connection:
                 del self._live[connection.key]
+            connection.opening.cancel()
             connection.closing.set()
 
     # --- the life of one connection
@@ -250,55 +239,33 @@ class McpConnectionPool:
         """Open a session, keep it until it is retired or dies, close it. The only task that touches its contexts."""
         error: BackendError | None = None
         try:
-            async with self._opened(connection), anyio.create_task_group() as tasks:
+            async with self._opener.open(connection), anyio.create_task_group() as tasks:
                 self._counts["opened"] += 1
                 if connection.state is ConnectionState.CONNECTING:
                     connection.state = ConnectionState.IDLE
                     self._settle()
-                tasks.start_soon(_close_when_dead, connection)
+                if connection.state is ConnectionState.IDLE and self._is_spent(connection):
+                    self._close(connection)  # its caller has gone meanwhile
+                tasks.start_soon(connection.close_when_dead)
                 await connection.closing.wait()
                 error = self._cause_of_death(connection)
                 self._close(connection)
                 tasks.cancel_scope.cancel()
         except BackendError as failure:
-            error = failure
+            if not connection.closing.is_set():
+                error = failure
         except Exception as failure:  # a task ends here: one connection's fault must not end the pool
             logger.exception("server '%s': a connection ended unexpectedly", connection.server, exc_info=failure)
             error = BackendUnavailable(connection.server, "the connection ended unexpectedly. See the gateway's log.")
         finally:
             self._forget(connection, error)
 
-    @asynccontextmanager
-    async def _opened(self, connection: PooledConnection) -> AsyncIterator[None]:
-        target, resource = connection.target, connection.target.resource
-        timeouts = resource.timeouts
-        era = (*target.key, connection.opener.is_modern)
-        first = not any(known[:2] == target.key for known in self._eras)
-        opened_for.set(connection.key.whose)
-        async with AsyncExitStack() as stack:
-            connection.session = await stack.enter_async_context(
-                open_session(
-                    resource,
-                    target.open_wire,
-                    identity=None if resource.isolation is Isolation.SHARED else connection.opener.identity,
-                    capabilities=connection.opener.capabilities,
-                    on_change=lambda method: target.on_change(connection.opener, method),
-                    deadline=timeouts.first_start if first else timeouts.connect + timeouts.initialize,
-                    prefers_modern=connection.opener.is_modern,
-                    era=self._eras.get(era),
-                )
-            )
-            self._eras[era] = connection.session.era
-            if connection.key in self._died:
-                self._died.discard(connection.key)
-                target.on_change(connection.opener, "")
-            yield
-
     def _cause_of_death(self, connection: PooledConnection) -> BackendError | None:
         wire = connection.session.wire if connection.session else None
         if wire is None or not wire.closed.is_set() or connection.state is ConnectionState.CLOSING:
             return None
-        self._died.add(connection.key)
+        if not self._is_spent(connection):
+            self._opener.distrust(connection)
         return wire.failure or BackendUnavailable(connection.server, "the connection ended.")
 
     def _forget(self, connection: PooledConnection, error: BackendError | None) -> None:
@@ -313,23 +280,27 @@ class McpConnectionPool:
 
     def _failed(self, connection: PooledConnection, error: BackendError) -> None:
         self._counts["failed"] += 1
-        rest = rest_for(connection.target.resource, has_served=connection.served > 0)
-        self.backoff.failed(connection.target.key, error, rest)
+        target, first = connection.target, connection.first_rest
+        self.backoff.failed(target.key, error, target.longest_rest, connection.created_at, first_rest=first)
         logger.warning("%s", error)
+        if connection.session is not None:
+            return  # it was open: who waits for its end may have the next one
         for waiter in [waiter for waiter in self._waiters if waiter.key == connection.key]:
             self._answer(waiter, error=type(error)(error.server, error.problem, not_sent=True))
 
     # --- retire, check, close
 
-    def evict(self, server: str, *, before_generation: int | None = None) -> None:
-        """Retire a server's connections, or those of earlier generations: idle ones now, busy ones when released."""
+    def evict(self, server: str, *, before_generation: int) -> None:
+        """Retire a server's connections of earlier generations: idle ones now, busy ones when released."""
+        self._retired[server] = before_generation - 1
         for connection in self.connections(server):
-            if before_generation is None or connection.generation < before_generation:
+            if connection.generation < before_generation:
                 self.retire(connection)
-        for key in [key for key in self._eras if key[0] == server]:
-            if before_generation is None or key[1] < before_generation:
-                del self._eras[key]
-        self._died = {key for key in self._died if key.server != server}
+        self._opener.forget(server, before_generation)
+        self.backoff.forget(server, before_generation)
+        for waiter in list(self._waiters):
+            if waiter.key.server == server and waiter.key.generation < before_generation:
+                self._answer(waiter, error=BackendUnavailable(server, "was changed meanwhile. Try again."))
 
     def retire(self, connection: PooledConnection) -> None:
         """Close a connection once nobody uses it."""
@@ -345,18 +316,22 @@ class McpConnectionPool:
         for connection in self.connections():
             if connection.ends_with_session == session:
                 self._close(connection)
-        self._died = {key for key in self._died if not key.scope.startswith(f"{session};")}
+        for waiter in list(self._waiters):
+            if waiter.caller.has_session and waiter.caller.session == session:
+                self._answer(waiter, error=BackendUnavailable(waiter.key.server, "its client has gone."))
+        self._opener.forget_session(session)
 
     def suspect(self, connection: PooledConnection) -> None:
-        """A call ran out of time: find out whether the backend is alive, and end it if it is not."""
-        if self._tasks is not None:
+        """A call ran out of time: is the backend dead? Who comes meanwhile waits, so that no further call is lost."""
+        if self._tasks is not None and not connection.is_suspect:
+            connection.is_suspect = True
             self._tasks.start_soon(self._check, connection)
 
     async def health_check(self) -> None:
         """Close idle connections that are too old or were idle too long, and those that do not answer a ping."""
         now = anyio.current_time()
         async with anyio.create_task_group() as checks:
-            for connection in [each for each in self._all if each.state is ConnectionState.IDLE]:
+            for connection in [each for each in self._all if each.is_idle and not each.is_suspect]:
                 idle, age = now - connection.last_used_at, now - connection.created_at
                 if idle > connection.idle_limit(self.limits.idle_timeout) or age > self.limits.max_lifetime:
                     self._close(connection)
@@ -364,10 +339,22 @@ class McpConnectionPool:
                     checks.start_soon(self._check, connection)
 
     async def _check(self, connection: PooledConnection) -> None:
-        if connection.session is None or await self.answers(connection):
-            return
-        logger.warning("server '%s' does not answer a ping; its connection is closed", connection.server)
-        self._close(connection)
+        try:
+            await self._ask_until_answered(connection)
+        except Exception as fault:  # a task ends here: one connection's fault must not end the pool
+            logger.exception("server '%s': its connection could not be checked", connection.server, exc_info=fault)
+            self.condemn(connection)
+
+    async def _ask_until_answered(self, connection: PooledConnection) -> None:
+        """Ask until it answers, or until nobody is left to lose an answer: calls have deadlines of their own."""
+        connection.is_suspect = True
+        while connection.is_open and not await self.answers(connection):
+            await checkpoint()  # a dead one answers without waiting
+            if connection.is_open and connection.in_use == 0:
+                logger.warning("server '%s' does not answer a ping; its connection is closed", connection.server)
+                self.condemn(connection)
+        connection.is_suspect = False
+        self._settle()
 
     async def answers(self, connection: PooledConnection) -> bool:
         """Whether the backend answers a ping within its `list` timeout."""
@@ -379,7 +366,10 @@ class McpConnectionPool:
 
     def condemn(self, connection: PooledConnection) -> None:
         """Close a connection that proved unusable, now."""
-        self._close(connection)
+        if connection.is_open:
+            if not self._is_spent(connection):
+                self._opener.distrust(connection)
+            self._close(connection)
 
     async def _keep_healthy(self) -> None:
         pause = max(0.05, min(self.limits.health_interval, self.limits.idle_timeout / 20))
@@ -397,9 +387,3 @@ class McpConnectionPool:
         with anyio.move_on_after(longest + 2):
             while self._all:
                 await self._forgotten.wait()
-
-
-async def _close_when_dead(connection: PooledConnection) -> None:
-    assert connection.session is not None
-    await connection.session.wire.closed.wait()
-    connection.closing.set()

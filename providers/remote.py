@@ -1,10 +1,9 @@
-"""The wire to a remote server over Streamable HTTP, in both eras: 2025-03-26 to 2025-11-25 with a handshake
-and mostly a session, 2026-07-28 with neither.
+"""The wire to a remote server over Streamable HTTP, in both eras: 2025-03-26 to 2025-11-25 with a handshake and mostly
+a session, 2026-07-28 with neither.
 
-The pool opens one for each session; it builds on `http_wire`. What is negotiated, numbered and validated is
-the business of the MCP session above. Here is what HTTP adds: an answer comes as JSON or as events on the
-response to its request, the session id, the stream of what the server sends by itself, and taking up a
-stream that broke.
+The pool opens one for each session; it builds on `http_wire`. What is negotiated, numbered and validated is the
+business of the MCP session above. Here is what HTTP adds: an answer comes as JSON or as events on the response to its
+request, the session id, the stream of what the server sends by itself, and taking up a stream that broke.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ _MAX_ERROR_BYTES = 64 * 1024
 
 _RESUME_TRIES = 3
 """How often in a row, without a new event, a broken answer is taken up again."""
-_RESUME_PAUSE, _MIN_RESUME_PAUSE, _MAX_RESUME_PAUSE = 1.0, 0.1, 5.0
-"""Seconds before each try: when the server names none, and the bounds of what it names."""
+_RESUME_PAUSE, _MIN_RESUME_PAUSE, _MAX_RESUME_PAUSE = 0.25, 0.1, 5.0
+"""Seconds before each try: where the server names none, so that who calls a server that has died hears of it within a
+second; and the bounds of what it names."""
 _LISTEN_PAUSE, _MAX_LISTEN_PAUSE = 1.0, 30.0
 """Seconds before the server's own stream is opened again; they double until it brings an event."""
 
@@ -90,7 +90,7 @@ class _StreamableHttpWire(HttpWire):
     def _is_session_lost(self, status: int, sent: Mapping[str, str]) -> bool:
         return status == 404 and "mcp-session-id" in sent
 
-    # ------------------------------------------------------------------------------ a request and its answer
+    # ---------------------------------------------------------------------------------------- a request and its answer
 
     async def _exchange(self, call: Call, body: bytes) -> None:
         stream = self._endpoint.event_stream()
@@ -111,8 +111,7 @@ class _StreamableHttpWire(HttpWire):
         return None
 
     async def _refused(self, call: Call, response: HttpResponse) -> None:
-        """A status other than 2xx. A JSON-RPC error that comes with it is the answer; else the status tells
-        all."""
+        """A status other than 2xx. A JSON-RPC error that comes with it is the answer; else the status tells all."""
         error = None
         if 400 <= response.status < 500 and not self._is_session_lost(response.status, call.headers):
             error = await self._error_in(response)
@@ -185,7 +184,7 @@ class _StreamableHttpWire(HttpWire):
             stream.restart()
             return await self._follow(call, response, stream)
 
-    # ------------------------------------------------------------------------------- the server's own stream
+    # ----------------------------------------------------------------------------------------- the server's own stream
 
     def _initialized(self) -> None:
         if not self._is_listening:
@@ -193,8 +192,8 @@ class _StreamableHttpWire(HttpWire):
             self._spawn(self._listen)
 
     async def _listen(self) -> None:
-        """Hand up what the server sends by itself for as long as the wire is open. No call depends on this
-        stream, so losing it never ends the wire."""
+        """Hand up what the server sends by itself for as long as the wire is open. No call depends on this stream, so
+        losing it never ends the wire."""
         stream = self._endpoint.event_stream()
         while True:
             try:
@@ -237,8 +236,8 @@ class _StreamableHttpWire(HttpWire):
 
 
 def _is_answer(message: Message, call: Call) -> bool:
-    """Whether a message answers a call. An error may lack the id, if the server gave up before it had read
-    it: on the response to our request it can mean no other."""
+    """Whether a message answers a call. An error may lack the id, if the server gave up before it had read it: on the
+    response to our request it can mean no other."""
     if "method" in message:
         return False
     if isinstance(message.get("error"), dict):

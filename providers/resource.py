@@ -49,6 +49,9 @@ NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}\Z")
 
 EVERYONE = "*"
 
+SERVERS_FILE = "servers.toml"
+"""The creator of a resource that stands in the operator's file, wherever that lies and whatever it is called."""
+
 
 class Isolation(StrEnum):
     """Who shares a backend session: each client session has its own, each user, everybody, or each call."""
@@ -231,7 +234,7 @@ class McpServerResource(BaseModel):
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
     required_roles: tuple[str, ...] = Field(default=(), examples=['["engineer"]'])
 
-    created_by: str = "servers.toml"
+    created_by: str = SERVERS_FILE
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     version: int = 0
@@ -343,10 +346,11 @@ def can_access(resource: McpServerResource, user_id: str, roles: Iterable[str], 
     """Whether a user may read (see and use) or write (change) a resource.
 
     Read: its creator, an `mcp.admin`, or one of its `required_roles`; `"*"` is everyone who is authenticated;
-    an empty list is nobody else. Write: its creator or an `mcp.admin`. User ids and roles compare exactly.
+    an empty list is nobody else. Write: its creator or an `mcp.admin`. User ids and roles compare exactly. The
+    file is no user: a token for somebody called `servers.toml` creates nothing.
     """
     held = frozenset(roles)
-    if ADMIN_ROLE in held or (user_id == resource.created_by):
+    if ADMIN_ROLE in held or (user_id == resource.created_by != SERVERS_FILE):
         return True
     if operation == "write":
         return False

@@ -1,5 +1,5 @@
-"""The wire to a remote server over HTTP+SSE, the transport of 2024-11-05: one stream of events brings
-everything that the server sends, and names the address to which messages are POSTed.
+"""The wire to a remote server over HTTP+SSE, the transport of 2024-11-05: one stream of events brings everything that
+the server sends, and names the address to which messages are POSTed.
 
 The pool opens one for each session; it builds on `http_wire`. When the stream ends, so does the session.
 """
@@ -108,8 +108,7 @@ class _SseWire(HttpWire):
             await self._take_message(event.data)
 
     def _same_server(self, data: bytes) -> URL:
-        """The address for messages. It must be at the server that we were told of: messages carry
-        credentials."""
+        """The address for messages. It must be at the server that we were told of: messages carry credentials."""
         try:
             address = self._endpoint.url.join(URL(data.decode())).with_user(None)
             if address.origin() == self._endpoint.url.origin():

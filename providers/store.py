@@ -64,7 +64,7 @@ class InMemoryMcpResourceStore(McpResourceStoreBase):
 
     def __init__(self, resources: Iterable[McpServerResource] = ()) -> None:
         self._records = {resource.name: resource.model_copy(update={"version": 1}) for resource in resources}
-        self._changed = anyio.Event()
+        self._watchers: set[anyio.Event] = set()
 
     def __repr__(self) -> str:
         return f"<InMemoryMcpResourceStore {len(self._records)} records>"
@@ -104,9 +104,13 @@ class InMemoryMcpResourceStore(McpResourceStoreBase):
 
     async def watch(self) -> AsyncIterator[Snapshot]:
         while True:
-            changed = self._changed
-            yield self.snapshot
-            await changed.wait()
+            changed = anyio.Event()  # of the event loop that watches; there may be another one later
+            self._watchers.add(changed)
+            try:
+                yield self.snapshot
+                await changed.wait()
+            finally:
+                self._watchers.discard(changed)
 
     def _check(self, name: str, expected: int | None) -> None:
         known = self._records.get(name)
@@ -115,8 +119,8 @@ class InMemoryMcpResourceStore(McpResourceStoreBase):
             raise VersionConflict(name, expected, actual)
 
     def _announce(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        for changed in self._watchers:
+            changed.set()
 
 
 class StoreMiddleware(Middleware):

@@ -75,7 +75,7 @@ async def no_task_left_in_the_loop() -> AsyncIterator[None]:
         if not left:
             return
         await asyncio.sleep(0)
-    pytest.fail(f"tasks left running: {', '.join(sorted(task.get_name() for task in left))}")
+    pytest.fail("tasks left running: " + ", ".join(sorted(f"{task.get_name()} {task.get_coro()}" for task in left)))
 
 
 LEFT = pytest.StashKey[list[str]]()

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import anyio.to_thread
 import pytest
 
-from benchmarks import measurements, report
+from benchmarks import fronts, measurements, report
 from benchmarks.answers import Era
 from benchmarks.driver import Load, Outcome
 from benchmarks.fronts import Backend, Site, Variant, Via, started
@@ -113,10 +113,20 @@ async def test_a_proxy_is_measured_in_a_process_of_its_own(site: Site) -> None:
     assert rows[0].requests_per_call == {"tools/call": 1.0}
 
 
-def test_targets_compare_medians_of_one_run() -> None:
+async def test_a_front_that_does_not_start_is_reported_with_its_log(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [sys.executable, "-c", "raise SystemExit('no such setting')"]
+    monkeypatch.setattr(fronts, "_command", lambda *_: (broken, {}))
+    rows = await measurements.calls(Bench(site, TINY, (Variant.GATEWAY,)), Via.HTTP, Via.HTTP, Era.HANDSHAKE)
+    assert rows[0].error is not None and "no such setting" in rows[0].error
+    assert "gateway failed: did not start" in report.calls_table(rows)
+
+
+def test_targets_compare_rounds_of_one_run() -> None:
     def row(variant: Variant, calls: int, cpu: float) -> Row:
-        crowded = [Outcome(calls, 1.0, 1.0, 2.0)] * 3
-        return Row(variant, crowded=crowded, crowded_cpu_ms=[cpu], requests_per_call={"tools/call": 1.0})
+        crowded = [Outcome(calls, 1.0, 1.0, 2.0, cpu_ms=cpu)] * 3
+        return Row(variant, crowded=crowded, requests_per_call={"tools/call": 1.0})
 
     rows = [row(Variant.DIRECT, 900, 0), row(Variant.GATEWAY, 500, 1), row(Variant.CREATE_PROXY, 50, 20)]
     verdicts = report.call_verdicts([*rows, row(Variant.SHARED, 250, 1.5)], Era.HANDSHAKE)

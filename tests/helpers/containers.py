@@ -44,5 +44,5 @@ async def until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
         TimeoutError: it does not hold within that many seconds.
     """
     with anyio.fail_after(within):
-        while not await anyio.to_thread.run_sync(condition):
+        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110  # nobody can tell us
             await anyio.sleep(0.05)

@@ -15,11 +15,17 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
+from fastmcp import Client, FastMCP
+from fastmcp.server.auth import AccessToken
+from mcp.server.auth.middleware.auth_context import auth_context_var
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 
 from providers.caller import Caller
-from providers.connection import Target
+from providers.connection import PoolLimits, Target
 from providers.errors import BackendError, BackendUnavailable
 from providers.identity import IDENTITY_META_KEY, Identity
+from providers.lines import MODERN
+from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource
 from providers.wire import Deliver, Message, Wire
 
@@ -40,6 +46,23 @@ def caller_of(identity: Identity = ALICE, session: str = "session:1", **more: An
 def modern_caller(identity: Identity = ALICE, **more: Any) -> Caller:
     """A caller of the 2026-07-28 era, which has no sessions."""
     return Caller(identity, f"user:{identity.key}", has_session=False, is_modern=True, **more)
+
+
+@contextmanager
+def signed_in(user: str, *, claims_have_subject: bool = True, **claims: Any) -> Iterator[None]:
+    """Within the block requests carry a verified token, as FastMCP's authentication leaves one behind."""
+    told = {"sub": user, **claims} if claims_have_subject else claims
+    token = AccessToken(token="secret", client_id="client", scopes=[], subject=user, claims=told)
+    reset = auth_context_var.set(AuthenticatedUser(token))
+    try:
+        yield
+    finally:
+        auth_context_var.reset(reset)
+
+
+def client_of(server: FastMCP[Any], mode: str = "legacy", **handlers: Any) -> Client[Any]:
+    """A real client in memory, of the handshake era unless `mode` says otherwise."""
+    return Client(server, **handlers, **({"mode": mode} if MODERN else {}))
 
 
 def tool(name: str, **more: Any) -> Json:
@@ -132,8 +155,8 @@ class FakeWire(Wire):
             self._cancel(message["params"]["requestId"])
         elif "method" in message and "id" in message:
             self._tasks.start_soon(self._answer, Call(self, message, self.identity))
-        elif message.get("id") in self._answers:
-            event, answers = self._answers[message["id"]]
+        elif asked := self._answers.get(str(message.get("id"))):
+            event, answers = asked
             answers.append(message)
             event.set()
         self._backend.noticed()
@@ -169,7 +192,7 @@ class FakeWire(Wire):
         """Ask the gateway's client something and give the whole answer."""
         self._next_question += 1
         request_id = request_id or f"q{self._next_question}"
-        event, answers = self._answers[request_id] = (anyio.Event(), [])
+        event, answers = self._answers[str(request_id)] = (anyio.Event(), [])
         await self.deliver({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}})
         await event.wait()
         return answers[0]
@@ -293,6 +316,12 @@ class FakeBackend:
 
     async def heard(self, method: str, times: int = 1) -> None:
         await self.until(lambda: self.count(method) >= times)
+
+
+@asynccontextmanager
+async def pool_of(**limits: float) -> AsyncIterator[McpConnectionPool]:
+    async with McpConnectionPool(PoolLimits()._replace(**limits)) as pool:
+        yield pool
 
 
 async def never(*_: Any) -> Any:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -28,7 +27,7 @@ from fastmcp.client.transports import StdioTransport, StreamableHttpTransport
 from fastmcp.server.auth import AuthProvider
 
 from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
-from composition.http import address_of, build_app
+from composition.http import address_of, bind, build_app
 from composition.servers_file import load_configuration
 from providers.lines import MODERN
 from tests.helpers.processes import START_TIMEOUT, end, eventually, stdio_server
@@ -101,7 +100,7 @@ async def gateway_over_http(toml: str, *, auth: AuthProvider | None = None) -> A
     Args:
         auth: FastMCP's auth provider; without one every caller is the local user.
     """
-    with _servers_file(toml) as path, socket.create_server(("127.0.0.1", 0)) as listener:
+    with _servers_file(toml) as path, bind("127.0.0.1", 0, has_auth=auth is not None) as listener:
         configuration = await anyio.to_thread.run_sync(load_configuration, path)
         gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
         config = uvicorn.Config(
@@ -120,6 +119,14 @@ async def gateway_over_http(toml: str, *, auth: AuthProvider | None = None) -> A
         finally:
             server.should_exit = True
             await serving
+            _end_stream_watcher()
+
+
+def _end_stream_watcher() -> None:
+    """The library that writes event streams keeps one task for each event loop, and ends it with the loop only."""
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":
+            task.cancel()
 
 
 # -------------------------------------------------------------------------------------------------- as a process
@@ -141,7 +148,9 @@ class GatewayProcess:
 
 
 @asynccontextmanager
-async def gateway_process(toml: str, *options: str, env: Mapping[str, str] | None = None) -> AsyncIterator[GatewayProcess]:
+async def gateway_process(
+    toml: str, *options: str, env: Mapping[str, str] | None = None
+) -> AsyncIterator[GatewayProcess]:
     """`server.py serve` with these servers, at a free port.
 
     Args:

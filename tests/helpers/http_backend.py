@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that answers as a test says, and the other end of a wire to it.
 
-It runs in the test's own event loop, so that a test can wait for what happened at the server. Unless a test
-says otherwise it is a proper little MCP server of the handshake era.
+It runs in the test's own event loop, so that a test can wait for what happened at the server. Unless a test says
+otherwise it is a proper little MCP server of the handshake era.
 """
 
 from __future__ import annotations

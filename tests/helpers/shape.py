@@ -295,12 +295,13 @@ def forbidden_calls(root: Path, forbidden: Mapping[str, tuple[str, Collection[st
     ]
 
 
-def fixed_sleeps(root: Path, most: float) -> list[str]:
-    """Tests that wait for a fixed time longer than a polling interval."""
+def fixed_sleeps(root: Path, most: float, clock: str) -> list[str]:
+    """Tests that wait for a fixed time longer than a polling interval. Those that import `clock` are free to: with it
+    an hour passes at once."""
     return [
         module.at(node, "a test waits on an event, not for a time: it would be slow here and wrong elsewhere")
         for module in all_python(root)
-        if Path(module.path).name.startswith("test_")
+        if Path(module.path).name.startswith("test_") and clock not in {target for _, target in imports(module)}
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".sleep") and _literal(node) > most
     ]

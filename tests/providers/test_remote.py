@@ -1,5 +1,4 @@
-"""Streamable HTTP, as it goes when all is well: answers, sessions, what the server sends by itself, and
-cancelling."""
+"""Streamable HTTP, as it goes when all is well: answers, sessions, what the server sends by itself, and cancelling."""
 
 from __future__ import annotations
 
@@ -137,7 +136,7 @@ async def test_a_large_request_arrives_whole() -> None:
         assert backend.seen[0].message["params"] == params
 
 
-# -------------------------------------------------------------------------------------------------- sessions
+# ------------------------------------------------------------------------------------------------------------ sessions
 
 
 async def test_the_session_and_the_version_of_the_handshake_go_with_all_that_follows_it() -> None:
@@ -249,7 +248,7 @@ async def test_a_handshake_that_is_not_taken_in_time_is_not_waited_for() -> None
         assert backend.of("GET") == []
 
 
-# ----------------------------------------------------------------------------------- the server's own stream
+# --------------------------------------------------------------------------------------------- the server's own stream
 
 
 def own_stream(*streams: list[bytes]) -> Answerer:
@@ -307,7 +306,7 @@ async def test_a_server_without_a_stream_of_its_own_is_asked_once(status: int, m
         assert len(backend.of("GET")) == 1
 
 
-# ------------------------------------------------------------------------------------------------ cancelling
+# ---------------------------------------------------------------------------------------------------------- cancelling
 
 
 class Hanging:
@@ -361,7 +360,7 @@ async def test_a_cancel_before_the_request_has_left_is_not_too_early() -> None:
         assert [seen.subject for seen in backend.seen] == ["ping"]
 
 
-# -------------------------------------------------------------------------------------------------- identity
+# ------------------------------------------------------------------------------------------------------------ identity
 
 
 async def test_the_identity_is_that_of_the_moment_of_sending() -> None:

@@ -1,5 +1,4 @@
-"""Streamable HTTP, at the end: whatever is under way, leaving the wire ends it, soon, and leaves nothing
-behind."""
+"""Streamable HTTP, at the end: whatever is under way, leaving the wire ends it, soon, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -244,3 +244,9 @@ def test_who_may_read_and_who_may_write(
     resource = record(created_by="ann", required_roles=required)
     assert can_access(resource, user, roles) is read
     assert can_access(resource, user, roles, "write") is write
+
+
+def test_a_user_called_like_the_file_is_not_the_creator_of_its_servers() -> None:
+    resource = McpServerResource(name="time", command="uvx", created_by="servers.toml")
+    assert not can_access(resource, "servers.toml", [], "read")
+    assert not can_access(resource, "servers.toml", [], "write")

@@ -94,7 +94,7 @@ def count(ctx: Context, n: int = 1) -> int:
 
 def session_key(ctx: Context) -> str:
     """The session's id. Over stdio the process is the session, also in the era that has no sessions."""
-    return ctx.session_id if received_header_names() else "stdio"
+    return "stdio" if is_modern(ctx) and not received_header_names() else ctx.session_id
 
 
 @mcp.tool
@@ -170,6 +170,14 @@ async def roots(ctx: Context) -> Any:
     return [str(root.uri) for root in answer.roots]
 
 
+@mcp.tool
+async def confer(ctx: Context, tag: str, steps: int) -> dict[str, Any]:
+    """All of the above in one call of the handshake era: log, report progress, ask, think and list roots."""
+    await chatter(ctx, 3, tag)
+    await slow(ctx, 0.05, steps)
+    return {"ask": await ask(ctx, f"{tag}?"), "think": await think(ctx, f"{tag}!"), "roots": await roots(ctx)}
+
+
 async def ask_client(ctx: Context, request: Any, answer_type: type[Any]) -> Any:
     """Ask the client for something.
 
@@ -243,6 +251,7 @@ def summarize(topic: str) -> str:
 def serve_http(transport: Literal["http", "sse"], port: int) -> None:
     """Serve on loopback. The socket listens before the port is printed: who reads it can connect at once."""
     with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else an answer waits for 40 ms
         print(listener.getsockname()[1], flush=True)
 
         async def serve() -> None:

@@ -18,14 +18,16 @@ quickly, and speaks the handshake era. The modes:
     wrong-id      answers a call with an id that nobody asked with
     twice         answers each call twice
     die-in-call   ends the process in the middle of a call
-    progress      reports progress on a call for ever and never answers it
-    late          answers a call with the text "wait" only when it is cancelled, and other calls at once
+    progress      reports progress on a call with the text "wait" for ever; answers other calls
+    late          answers a call with the text "wait" only when it is cancelled; answers other calls
     bad-text      answers a call with text that is not UTF-8, within proper JSON
     no-object     answers a call with a result that is not an object
     wrong-shape   answers a call with a result that is no tool's
     many-tools    offers 10,000 tools
     big-schema    offers a tool whose schema has 5 MB
     endless-list  offers one page of tools after the other, and never the last
+    odd-list      offers, beside `echo`, tools that are none, and says that the next page is a number
+    list-once     answers the first `tools/list` and no other
     stubborn      heeds neither the end of its input nor any polite signal, and has a child that is like it
 """
 
@@ -119,6 +121,9 @@ def die_in_call(message: Message) -> Lines:
 
 
 def progress(message: Message) -> Lines:
+    if message["params"]["arguments"]["text"] != "wait":
+        yield echo_answer(message)
+        return
     token = message["params"].get("_meta", {}).get("progressToken")
     for step in itertools.count(1):
         yield line({"method": "notifications/progress", "params": {"progressToken": token, "progress": step}})
@@ -171,8 +176,13 @@ CALLS: dict[str, Callable[[Message], Lines]] = {
     "many-tools": properly,
     "big-schema": properly,
     "endless-list": properly,
+    "odd-list": properly,
+    "list-once": properly,
     "stubborn": properly,
 }
+was_asked: list[Message] = []
+"""Each `tools/list` of this process."""
+
 SILENT = {"init-hang": "initialize", "list-hang": "tools/list"}
 
 
@@ -184,6 +194,9 @@ def respond(mode: str, message: Message) -> Lines:
     if method == "tools/call":
         return CALLS[mode](message)
     if method == "tools/list":
+        was_asked.append(message)
+        if mode == "list-once" and len(was_asked) > 1:
+            return never(message)
         return iter([answer(message, tools(mode, message))])
     return iter([plain_answer(message, method)])
 
@@ -198,6 +211,9 @@ def tools(mode: str, message: Message) -> Message:
         page = int((message.get("params") or {}).get("cursor", 0)) + 1
         more = [{**ECHO, "name": f"echo-{page}-{number}"} for number in range(100)]
         return {"tools": [ECHO, *more] if page == 1 else more, "nextCursor": str(page)}
+    if mode == "odd-list":
+        odd: list[Any] = [5, {}, {**ECHO, "name": 5}, {**ECHO, "name": "odd", "inputSchema": "none"}, None]
+        return {"tools": [*odd, ECHO], "nextCursor": 5}
     return {"tools": [ECHO]}
 
 
@@ -212,6 +228,13 @@ def plain_answer(message: Message, method: str) -> bytes:
     return line({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
 
 
+def note(message: Message) -> None:
+    """Write down what was heard, for tests of what a backend is told; `HEARD` names the file, or nothing is written."""
+    if path := os.environ.get("HEARD"):
+        with Path(path).open("a") as heard:
+            heard.write(f"{message.get('method')}\n")
+
+
 def is_request(message: Message) -> bool:
     return "id" in message and "method" in message
 
@@ -219,6 +242,7 @@ def is_request(message: Message) -> bool:
 def serve_stdio(mode: str) -> None:
     for text in sys.stdin.buffer:
         message = json.loads(text)
+        note(message)
         if is_request(message):
             for piece in respond(mode, message):
                 sys.stdout.buffer.write(piece)
@@ -245,6 +269,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection. Each runs in a daemon thread, so that a silent one holds up nobody else."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer goes out in pieces, and each would wait for the last one's receipt
     mode: str
 
     def handle(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import fastmcp
 import pytest
+import pytest_asyncio
 from fastmcp import Client
 from fastmcp.client.elicitation import ElicitResult
 from fastmcp.client.transports import SSETransport, StdioTransport, StreamableHttpTransport
@@ -33,29 +34,34 @@ def connect_stdio(**options: Any) -> Client[Any]:
     return Client(StdioTransport(command.command, command.args, keep_alive=False), **options)
 
 
-async def connecting(way: str) -> AsyncIterator[Connect]:
-    """Yields what opens a client. Over HTTP all of one test's clients reach the same process."""
-    transport, _, era = way.partition(" ")
-    options = HANDSHAKE if era == "handshake" else {}
-    if transport == "stdio":
-        yield lambda **more: connect_stdio(**options, **more)
-        return
-    path = "/sse" if transport == "sse" else "/mcp"
-    async with http_server("everything.py", transport, path=path) as server:
-        kind = SSETransport if transport == "sse" else StreamableHttpTransport
-        yield lambda **more: Client(kind(server.url, headers=HEADERS), **options, **more)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def urls() -> AsyncIterator[dict[str, str]]:
+    """One process per transport over HTTP, for all tests: they change nothing that another one looks at."""
+    async with (
+        http_server("everything.py", "http") as http,
+        http_server("everything.py", "sse", path="/sse") as sse,
+    ):
+        yield {"http": http.url, "sse": sse.url}
 
 
 @pytest.fixture(params=WITH_SESSION + WITHOUT_SESSION)
-async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
-    async for opener in connecting(request.param):
-        yield opener
+def connect(request: pytest.FixtureRequest, urls: dict[str, str]) -> Connect:
+    """Opens a client; over HTTP all clients reach the same process."""
+    return connecting(request.param, urls)
 
 
 @pytest.fixture(params=WITH_SESSION)
-async def connect_with_session(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
-    async for opener in connecting(request.param):
-        yield opener
+def connect_with_session(request: pytest.FixtureRequest, urls: dict[str, str]) -> Connect:
+    return connecting(request.param, urls)
+
+
+def connecting(way: str, urls: dict[str, str]) -> Connect:
+    transport, _, era = way.partition(" ")
+    options = HANDSHAKE if era == "handshake" else {}
+    if transport == "stdio":
+        return lambda **more: connect_stdio(**options, **more)
+    kind = SSETransport if transport == "sse" else StreamableHttpTransport
+    return lambda **more: Client(kind(urls[transport], headers=HEADERS), **options, **more)
 
 
 async def result(client: Client[Any], tool: str, **arguments: Any) -> Any:
@@ -94,8 +100,10 @@ async def test_whoami_tells_meta_and_headers(connect: Connect, request: pytest.F
 
 async def test_total_belongs_to_the_process_and_count_to_the_session(connect_with_session: Connect) -> None:
     async with connect_with_session() as first, connect_with_session() as second:
-        one_process = await result(first, "pid") == await result(second, "pid")
-        assert [await result(first, "total"), await result(second, "total")] == [1, 2 if one_process else 1]
+        is_one_process = await result(first, "pid") == await result(second, "pid")
+        before = await result(second, "total", n=0)
+        await result(first, "total")
+        assert await result(second, "total", n=0) == before + is_one_process
         assert [await result(first, "count"), await result(first, "count", n=2)] == [1, 3]
         assert await result(second, "count", n=5) == 5
 

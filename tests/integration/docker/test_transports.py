@@ -11,7 +11,15 @@ import pytest
 from fastmcp import Client
 
 from tests.helpers.containers import TIME, ours, over_http, over_stdio, until
-from tests.helpers.gateway import ERAS, LEGACY, ServedGateway, client, gateway_over_http, gateway_over_stdio, servers_toml
+from tests.helpers.gateway import (
+    ERAS,
+    LEGACY,
+    ServedGateway,
+    client,
+    gateway_over_http,
+    gateway_over_stdio,
+    servers_toml,
+)
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("engine")]
 
@@ -109,7 +117,8 @@ async def _echo(caller: Client[Any], text: str) -> None:
 
 @pytest.mark.core
 async def test_a_container_sees_little(state: str) -> None:
-    servers = {"every": over_stdio(), "web": over_http(isolation="shared"), "out": over_stdio(docker_network="internet")}
+    servers = {"every": over_stdio(), "web": over_http(isolation="shared")}
+    servers["out"] = over_stdio(docker_network="internet")
     async with gateway(state, **servers) as served, client(served.url, LEGACY) as caller:
         inside = await data(caller, "every_inside")
         assert (inside["uid"], inside["gid"]) == (65534, 65534)
