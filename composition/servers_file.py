@@ -244,8 +244,7 @@ class _Tables:
         return settings
 
     def resources(self, settings: Settings) -> dict[str, McpServerResource]:
-        """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else, and
-        what containers may mount."""
+        """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else."""
         self._refuse_other_tables()
         tables = self._table("servers", "write [servers.NAME], in single brackets, for each server")
         found = {name: self._resource(name, table, settings) for name, table in tables.items()}
@@ -335,8 +334,8 @@ class _Tables:
                 volume = parse_volume(text)
             except (ValueError, AttributeError):
                 continue  # the model has the words for it
-            problem = mount_problem(volume, settings.docker_allowed_paths)
-            problems += [Problem(("docker_volumes", place), problem)] if problem else []
+            if problem := mount_problem(volume, settings.docker_allowed_paths):
+                problems += [Problem(("docker_volumes", place), problem)]
         return problems
 
     def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:

@@ -23,7 +23,7 @@ from providers.container import Address, Container, ContainerStatus
 from providers.container_http import OpenRemote, at_address, explaining, until_ready
 from providers.container_stdio import container_stdio_wire, remove
 from providers.docker import McpContainerManager
-from providers.docker_engine import ImageMissing
+from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendError, BackendTimeout, BackendUnavailable
 from providers.resource import McpServerResource, TransportType
 from providers.wire import Deliver, Wire, opened_for
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _CRASH_LOOP = 3
 _LAST_WORDS = 300
+_NOTICE_SECONDS, _LOOK_EVERY = 0.5, 0.02
 
 
 class ServerState(StrEnum):
@@ -48,6 +49,7 @@ class House(Protocol):
     """What a launcher asks of the supervisor."""
 
     open_remote: OpenRemote
+    engine_problem: EngineUnavailable | None
 
     async def manager(self) -> McpContainerManager: ...
     async def take_slot(self, server: str) -> None: ...
@@ -117,12 +119,18 @@ class ContainerLauncher:
 
     def __call__(self, deliver: Deliver) -> AbstractAsyncContextManager[Wire]:
         self.check()
+        if problem := self._house.engine_problem:
+            raise EngineUnavailable(self.resource.name, problem.problem, not_sent=True)
         if self.resource.transport_type is TransportType.STDIO:
             return self._over_stdio(deliver)
         return self._over_http(deliver)
 
     def check(self) -> None:
-        """Raises: ImageMissing: its image is not there, or still on its way; no call waits for that."""
+        """Refuse at once what nobody need wait for.
+
+        Raises:
+            ImageMissing: its image is not there, or still on its way.
+        """
         if self.pulling is not None:
             problem = f"its image is being pulled ({self.pulling}). Try again in a moment."
             raise ImageMissing(self.resource.name, problem, not_sent=True)
@@ -261,7 +269,7 @@ class ContainerLauncher:
         if served.container is None:
             return None
         try:
-            status = await manager.get_status(served.container)
+            status = await _settled_status(manager, served.container)
         except BackendError as error:
             return error
         if status.is_running:
@@ -350,6 +358,16 @@ class ContainerLauncher:
 
 async def _runs(manager: McpContainerManager, container: Container) -> bool:
     return (await manager.get_status(container)).is_running
+
+
+async def _settled_status(manager: McpContainerManager, container: Container) -> ContainerStatus:
+    """The status after a connection broke. Docker may hear of the end of a container a little later than we do."""
+    status = await manager.get_status(container)
+    with anyio.move_on_after(_NOTICE_SECONDS):
+        while status.is_running:
+            await anyio.sleep(_LOOK_EVERY)
+            status = await manager.get_status(container)
+    return status
 
 
 async def _last_words(manager: McpContainerManager, container: Container) -> str:

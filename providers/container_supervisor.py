@@ -78,6 +78,8 @@ class ContainerSupervisor:
         self._reconciled_at = float("-inf")
         self._noted: dict[str, Mapping[str, Any]] = {}
         self._pulled = anyio.Event()
+        self.engine_problem: EngineUnavailable | None = None
+        """Why the engine cannot be asked anything, as long as that is so."""
 
     def __repr__(self) -> str:
         return f"<ContainerSupervisor {self._taken}/{self._options.max_containers} containers>"
@@ -258,19 +260,23 @@ class ContainerSupervisor:
         return record is not None and record.is_enabled and record.keep
 
     async def _run(self) -> None:
-        is_away = False
+        has_a_past = await anyio.to_thread.run_sync(self._has_a_past)
         while True:
             try:
-                if self._launchers:
-                    await self._look(is_back=is_away)
-                    is_away = False
+                if self._launchers or has_a_past:
+                    await self._look(is_back=self.engine_problem is not None)
+                    self.engine_problem = None
             except EngineUnavailable as error:
-                if not is_away:
+                if self.engine_problem is None:
                     logger.warning("%s", error.problem)
-                is_away = True
+                self.engine_problem = error
             except BackendError as error:
                 logger.warning("%s", error.problem)
             await anyio.sleep(_TICK)
+
+    def _has_a_past(self) -> bool:
+        """Whether a gateway with this servers.toml ever had containers: some may still be there."""
+        return bool(ownership.known(self._options.state, self._options.configuration))
 
     async def _look(self, *, is_back: bool) -> None:
         manager = await self.manager()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
+import anyio
+
 from providers.container import (
     Address,
     Container,
@@ -57,6 +59,8 @@ class McpContainerManager:
         self.instance = instance
         self._allowed_paths, self._engine = allowed_paths, DockerEngine(host)
         self._strangers: set[str] = set()
+        self._taking_over = anyio.Lock()
+        """What is taken into use is not removed at the same moment."""
         self._live: dict[str, str] = {}
         """Names of the containers that are in use, or being made, with their servers."""
 
@@ -122,11 +126,12 @@ class McpContainerManager:
             BackendUnavailable: there is none to be had.
         """
         wanted = await self._engine.call(resource.name, lambda api: self._plan(resource, api).fingerprint, QUICK)
-        for status in await self.list_servers():
-            made = status.container
-            if status.is_running and (made.server, made.scope, made.fingerprint) == (resource.name, scope, wanted):
-                self._live[made.name] = made.server
-                return made
+        async with self._taking_over:
+            for status in await self.list_servers():
+                made = status.container
+                if status.is_running and (made.server, made.scope, made.fingerprint) == (resource.name, scope, wanted):
+                    self._live[made.name] = made.server
+                    return made
         container = await self.create_server(resource, scope)
         try:
             await self.start_created(container)
@@ -141,6 +146,7 @@ class McpContainerManager:
         Raises:
             ImageMissing, EngineUnavailable, BackendUnavailable: it cannot be made; the message says why.
         """
+        await self._engine.call(resource.name, lambda api: api.ping(), QUICK)  # a hung engine is not worth a long wait
         is_abandoned, made = threading.Event(), list[Container]()
         try:
             work = partial(self._create, resource, scope, is_abandoned, made)
@@ -320,11 +326,12 @@ class McpContainerManager:
         kept = set()
         for status in await self.list_servers():
             container = status.container
-            if container.name in in_use or (status.is_running and adopt(container)):
-                kept.add(container.name)
-            else:
-                logger.info("server '%s': removing a container that nobody uses", container.server)
-                await self.stop_server(container, grace=0)
+            async with self._taking_over:
+                if container.name in in_use or (status.is_running and adopt(container)):
+                    kept.add(container.name)
+                else:
+                    logger.info("server '%s': removing a container that nobody uses", container.server)
+                    await self.stop_server(container, grace=0)
         await self._engine.call("", partial(self._tidy, kept, everything), SLOW)
         return kept
 
