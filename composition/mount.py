@@ -1,7 +1,8 @@
 """A mount: one resource offered under its namespace, as a FastMCP sub-server of the registry.
 
-The sub-server's middleware is one list, outermost first: identity, store (access), docker, pool. It stands by itself, with the
-backend's own names; what is here gives its components the server's name in front, and enters it once for each call.
+The sub-server's middleware is one list, outermost first: identity, store (access), docker, pool. It stands by itself,
+with the backend's own names; what is here gives its components the server's name in front, and enters it once for each
+call.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class TransportType(StrEnum):
     PYTHON = "python"
 
 
-_CONTAINER_KEYS = (
+CONTAINER_KEYS = (
     "docker_command",
     "docker_ports",
     "docker_path",
@@ -39,7 +39,7 @@ _KEYS_OF_WAY = {
     "command": ("args", "env", "cwd"),
     "url": ("headers",),
     "python": (),
-    "docker_image": ("args", "env", "headers", *_CONTAINER_KEYS),
+    "docker_image": ("args", "env", "headers", *CONTAINER_KEYS),
 }
 """The key by which a server is reached, and what else such a server uses."""
 
