@@ -22,7 +22,7 @@ from typing import Any
 
 from composition import containers
 from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
-from composition.http import address_of, bind, serve
+from composition.http import address_of, bind, serve, settle_memory
 from composition.report import Table, connect_all
 from composition.servers_file import load_configuration
 from providers.errors import ConfigurationError
@@ -183,6 +183,7 @@ async def _speak_stdio() -> int:
         leaving.append(asyncio.create_task(leave(number)))
 
     _on_signals(end)
+    settle_memory()
     await gateway.mcp.run_stdio_async(show_banner=False)
     return _OK
 

@@ -163,6 +163,7 @@ class Gateway:
             async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
                 async with self.pool:  # closed first: servers in this process live in tasks of the group
                     self._tasks, self.state = tasks, GatewayState.RUNNING
+                    self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
                     tasks.start_soon(self._follow_file)
                     tasks.start_soon(self._start_eager)

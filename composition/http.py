@@ -145,12 +145,12 @@ async def serve(gateway: Gateway, listener: socket.socket, on_start: Callable[[]
 
 async def _when_started(server: _Server, on_start: Callable[[], Awaitable[Any]]) -> None:
     await server.has_started.wait()
-    _settle_memory()
+    settle_memory()
     await on_start()
-    _settle_memory()  # by now the catalogues are there, too
+    settle_memory()  # by now the catalogues are there, too
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """What is alive now stays alive. Without this a full collection walks all of it again and again, which is what the
     slowest calls wait for."""
     gc.collect()

@@ -197,13 +197,12 @@ def _refusing(why: BackendError) -> Callable[[Any], Any]:
 
 
 def into_namespace(uri: str, server: str) -> str:
-    """`scheme://path` as `scheme://server/path`. A URI without `//` gets a mark, so that the way back is exact:
-    `urn:a:b` is `urn://server/:a:b` (no authority begins with a colon)."""
-    scheme, slashes, path = uri.partition("://")
-    if slashes:
-        return f"{scheme}://{server}/{path}"
-    scheme, _, path = uri.partition(":")
-    return f"{scheme}://{server}/:{path}"
+    """`scheme://path` as `scheme://server/path`. Any other URI keeps all that follows its scheme, colon included, so
+    that the way back is exact: `urn:a:b` is `urn://server/:a:b`, and `x://:80` is `x://server/://:80`."""
+    scheme, _, rest = uri.partition(":")
+    if rest.startswith("//") and not rest.startswith("//:"):
+        return f"{scheme}://{server}/{rest[2:]}"
+    return f"{scheme}://{server}/:{rest}"
 
 
 def out_of_namespace(uri: str) -> str:

@@ -65,7 +65,7 @@ class Registry(Provider):
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
         self._changes: dict[tuple[str, str | None], set[str]] = {}
-        self._gone: dict[str, McpServerResource] = {}
+        self._past: dict[str, McpServerResource] = {}
         self._something_changed = anyio.Event()
         self._tasks: TaskGroup | None = None
 
@@ -110,7 +110,7 @@ class Registry(Provider):
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)
-        self._gone[name] = mount.resource
+        self._past.setdefault(name, mount.resource)
         self._announce(name, KINDS)
         logger.info("server '%s' unmounted", name)
 
@@ -118,6 +118,7 @@ class Registry(Provider):
         if resource.same_offer(mount.resource):
             mount.update(resource, None)
             return
+        self._past.setdefault(resource.name, mount.resource)
         if resource.same_backend(mount.resource):
             mount.update(resource, None)
         else:
@@ -160,8 +161,8 @@ class Registry(Provider):
             await self._something_changed.wait()
             await anyio.sleep(_ANNOUNCE_PAUSE)
             self._something_changed = anyio.Event()
-            news = _News(self._changes, {**self._gone, **self._resources})
-            self._changes, self._gone = {}, {}
+            news = _News(self._changes, self._past, self._resources)
+            self._changes, self._past = {}, {}
             if self._tasks is not None:
                 self._tasks.start_soon(self._sessions.announce, news.concerning)
 
@@ -277,19 +278,22 @@ class _News:
     """What changed since clients were told last: kinds by server and by user (None: everybody)."""
 
     changes: dict[tuple[str, str | None], set[str]]
-    resources: Snapshot
+    before: Snapshot
+    now: Snapshot
 
     def concerning(self, identity: Identity) -> list[str]:
-        """The notifications for the sessions of one user, who hears of nothing that this user may not read."""
+        """The notifications for the sessions of one user, who hears only of what this user may or might read."""
         kinds = {
             kind
             for (name, user), kinds in self.changes.items()
-            if user in (None, identity.key)
-            and (resource := self.resources.get(name)) is not None
-            and _may_read(resource, identity)
+            if user in (None, identity.key) and self._could_read(name, identity)
             for kind in kinds
         }
         return [f"notifications/{kind}/list_changed" for kind in KINDS if kind in kinds]
+
+    def _could_read(self, name: str, identity: Identity) -> bool:
+        records = (snapshot.get(name) for snapshot in (self.before, self.now))
+        return any(record is not None and _may_read(record, identity) for record in records)
 
 
 async def _ask_all(late: list[Mount], caller: Caller, listings: dict[str, Listing | None]) -> None:

@@ -41,6 +41,10 @@ class RootMiddleware(Middleware):
             with anyio.move_on_after(deadline):
                 await self._idle.wait()
 
+    def resume(self) -> None:
+        """Take calls again."""
+        self._is_draining = False
+
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if context.method == "logging/setLevel" and context.fastmcp_context is not None:
             message = context.message

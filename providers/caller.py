@@ -95,6 +95,10 @@ class Front:
         if self.progress_token is not None:
             await self.tell("notifications/progress", {**params, "progressToken": self.progress_token})
 
+    def can_be_asked(self, capability: str | None) -> bool:
+        """Whether this client answers such questions: it declared that it does, and its era sends any."""
+        return capability in self.caller.capabilities and not self.caller.is_modern
+
     async def ask(self, method: str, params: Json | None) -> Json:
         """Pass a question on and give the client's answer.
 

@@ -153,7 +153,8 @@ class Catalogue:
         scope = self._take_over(caller) or self._add(_scope_key(caller), caller)
         self._load_if_stale(scope)
         if scope.listing is None and scope.loading is not None:
-            with anyio.move_on_after(patience):
+            has_waited = scope.was_missed and patience is not None  # who lists is told when it comes
+            with anyio.move_on_after(0 if has_waited else patience):
                 await scope.loading.wait()
         if scope.listing is None:
             scope.was_missed = True

@@ -8,6 +8,7 @@ these keep the JSON that the backend sent.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any
 
 from fastmcp.prompts.base import Prompt, PromptResult
@@ -107,7 +108,6 @@ class OfferedTool(Tool):
 
     _form: Json = PrivateAttr(default_factory=dict)
     _call: CallTool = PrivateAttr()
-    _shown: Any = PrivateAttr(default=None)
 
     @classmethod
     def of(cls, form: Json, call: CallTool) -> OfferedTool:
@@ -127,9 +127,11 @@ class OfferedTool(Tool):
         return self._form
 
     def to_mcp_tool(self, **overrides: Any) -> Any:
-        if self._shown is None:
-            self._shown = mcp_types.Tool.model_validate(self._form)
         return self._shown
+
+    @cached_property  # not a private attribute: pydantic looks those up slowly, and a list asks 1,000 tools
+    def _shown(self) -> Any:
+        return mcp_types.Tool.model_validate(self._form)
 
     async def run(self, arguments: Json) -> ToolResult:
         return await self._call(arguments)

@@ -7,6 +7,7 @@ the sub-servers have one provider each and none of the rest; asked directly, a l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastmcp import FastMCP
@@ -28,6 +29,9 @@ class DirectServer(FastMCP[Any]):
 
     async def get_tool(self, name: str, version: Any = None) -> Tool | None:
         return await self._only.get_tool(name, version)
+
+    async def list_tools(self, *, run_middleware: bool = True) -> Sequence[Tool]:
+        return await (super().list_tools() if run_middleware else self._only.list_tools())
 
     async def get_prompt(self, name: str, version: Any = None) -> Prompt | None:
         return await self._only.get_prompt(name, version)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -46,7 +47,12 @@ class Identity:
     @property
     def key(self) -> str:
         """Unique over all issuers; what caches and connections are kept apart by."""
-        return f"{quote(self.issuer, safe='')}/{quote(self.user_id, safe='')}"
+        return _key(self.issuer, self.user_id)
+
+
+@lru_cache(maxsize=1024)
+def _key(issuer: str, user_id: str) -> str:
+    return f"{quote(issuer, safe='')}/{quote(user_id, safe='')}"
 
 
 def local_identity(environ: Mapping[str, str] = os.environ) -> Identity:

@@ -18,6 +18,7 @@ from fastmcp.server.context import Context
 from mcp import ClientSession
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from pydantic import BaseModel, RootModel, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 MODERN = int(fastmcp.__version__.split(".")[0]) >= 4
 """True on FastMCP 4.x, which speaks both protocol eras; 3.4 speaks the handshake era alone."""
@@ -222,9 +223,8 @@ def continuation(context: Context) -> Json:
     if not is_modern_request(context):
         return {}
     given = {"inputResponses": context.input_responses, "requestState": context.request_state}
-    adapter: TypeAdapter[Any] = TypeAdapter(Any)
     return {
-        key: adapter.dump_python(value, mode="json", by_alias=True, exclude_none=True)
+        key: to_jsonable_python(value, by_alias=True, exclude_none=True)
         for key, value in given.items()
         if value is not None
     }
@@ -294,10 +294,17 @@ async def tell_session(owner: Any, method: str) -> None:
 
 
 def use_input_schema_lookup(server: FastMCP[Any], lookup: Callable[[str], Mapping[str, Any] | None]) -> None:
-    """Let the SDK look a tool's input schema up in memory. Without it 4.x lists all tools before each modern call, so
-    that one hung backend blocks every call; there is no public way to set it through FastMCP."""
+    """Let the SDK look a tool's input schema up in memory. Without it 4.x lists all tools before each modern call, and
+    3.4 before each call of a tool that it has not seen, so that one hung backend blocks every call; there is no public
+    way to set it through FastMCP."""
     if MODERN:
         server._mcp_server.get_tool_input_schema = lookup
+    else:
+        server._mcp_server._get_cached_tool_definition = _no_definition  # type: ignore[attr-defined]
+
+
+async def _no_definition(name: str) -> None:
+    """What mcp 1 would check results by; ours are the backend's own, and checked by the client at the end."""
 
 
 def passed_on(error: Exception, kind: type[Exception]) -> Exception:

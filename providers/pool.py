@@ -210,6 +210,8 @@ class McpConnectionPool:
 
     def _make_room(self, wanting: list[Waiter]) -> None:
         """Retire the connection that was idle longest for each who waits for a slot, unless one is on its way."""
+        if not wanting:  # each call comes by here; with many connections, looking at all of them is not free
+            return
         now = anyio.current_time()
         on_its_way = sum(connection.is_about_to_be_gone(now) for connection in self._all)
         for waiter in wanting[on_its_way:]:

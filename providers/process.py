@@ -96,7 +96,7 @@ async def start_process(resource: McpServerResource) -> Process:
         problem = await _why_not_started(resource, error)
         raise BackendUnavailable(resource.name, f"cannot start: {problem}", not_sent=True) from error
     # Never the arguments: they may hold a secret.
-    logger.info("server '%s': started '%s' as process %d", resource.name, resource.command, process.pid)
+    logger.debug("server '%s': started '%s' as process %d", resource.name, resource.command, process.pid)
     return process
 
 
@@ -244,12 +244,13 @@ class ProcessGroup:
         return f"exit code {returncode}" if returncode >= 0 else f"killed by signal {-returncode}"
 
     async def end(self, deadline: float) -> None:
-        """See it out within `deadline` seconds. Its input has been closed, and somebody else runs `wait`."""
+        """See it out within `deadline` seconds. Its input has been closed."""
         try:
             for signum, share in _ENDING:
                 self.signal(signum)
                 with anyio.move_on_after(deadline * share):
-                    await self.gone.wait()
+                    while self.signal(0):  # noqa: ASYNC110  # who waits for it may be cancelled when the loop ends
+                        await anyio.sleep(_POLL)
                     return
         finally:
             self.signal(SIGKILL)  # also when cancelled from outside of anyio, which no shield holds off

@@ -264,7 +264,7 @@ class BackendSession:
                 question.cancel()
 
     async def _ask(self, front: Front | None, method: str, params: Json) -> Json:
-        if front is None or _QUESTIONS.get(method) not in front.caller.capabilities:
+        if front is None or not front.can_be_asked(_QUESTIONS.get(method)):
             return {"error": _REFUSED}
         with front.clock.resting():
             try:

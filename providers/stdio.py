@@ -248,20 +248,22 @@ class StdioWire(Wire):
     async def _write_messages(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
-        with suppress(anyio.ClosedResourceError):
-            async for request_id, line in self._inbox:
-                try:
-                    with anyio.fail_after(self._write_timeout):
-                        await stdin.send(b"")  # asyncio sometimes needs a turn to notice that nobody reads
-                        await stdin.send(line)
-                except TimeoutError:
-                    problem = f"has not read its input for {self._write_timeout:g} s. It was ended."
-                    self._give_up(BackendTimeout(self.server, problem))
-                except STREAM_ENDED:
-                    await self._answer_unsent(request_id)
-        with suppress(*STREAM_ENDED):
-            await stdin.aclose()
-        self._stdin_ended.set()
+        try:
+            with suppress(anyio.ClosedResourceError):
+                async for request_id, line in self._inbox:
+                    try:
+                        with anyio.fail_after(self._write_timeout):
+                            await stdin.send(b"")  # asyncio sometimes needs a turn to notice that nobody reads
+                            await stdin.send(line)
+                    except TimeoutError:
+                        problem = f"has not read its input for {self._write_timeout:g} s. It was ended."
+                        self._give_up(BackendTimeout(self.server, problem))
+                    except STREAM_ENDED:
+                        await self._answer_unsent(request_id)
+        finally:  # also when the event loop ends, and cancels all tasks at once
+            with suppress(*STREAM_ENDED):
+                await stdin.aclose()
+            self._stdin_ended.set()
 
     async def _answer_unsent(self, request_id: Any) -> None:
         """Nobody reads that pipe any more, and nobody saw the whole line: its request may go to another process."""

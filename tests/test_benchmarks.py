@@ -110,7 +110,8 @@ async def test_direct_calls_are_measured_and_reported(site: Site, back: Via) -> 
 async def test_a_proxy_is_measured_in_a_process_of_its_own(site: Site) -> None:
     rows = await measurements.calls(Bench(site, TINY, (Variant.SHARED,)), Via.HTTP, Via.HTTP, Era.HANDSHAKE)
     assert [row.error for row in rows] == [None]
-    assert rows[0].requests_per_call == {"tools/call": 1.0}
+    requests = rows[0].requests_per_call
+    assert requests is not None and requests["tools/call"] == 1.0  # its client may look for a stream meanwhile
 
 
 async def test_a_front_that_does_not_start_is_reported_with_its_log(
@@ -136,6 +137,18 @@ def test_targets_compare_rounds_of_one_run() -> None:
         ("2.0 ms", True),
         ("+0.00", True),
     ]
+
+
+def test_idle_servers_may_cost_neither_time_nor_cpu() -> None:
+    def row(p50_ms: float, cpu_ms: float) -> Row:
+        return Row(Variant.GATEWAY, alone=[Outcome(100, 1.0, p50_ms, 2.0, cpu_ms=cpu_ms)])
+
+    cheap, dear = (
+        report.idle_verdicts([row(1.0, 1.0), row(0.9, 1.05)]),
+        report.idle_verdicts([row(1.0, 1.0), row(0.9, 1.2)]),
+    )
+    assert (cheap[0].met, dear[0].met) == (True, False)
+    assert dear[0].found == "-10.0 % latency, +20.0 % CPU"
 
 
 def test_nothing_known_is_not_taken_for_met() -> None:

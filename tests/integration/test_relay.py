@@ -15,11 +15,19 @@ from aiohttp import web
 from fastmcp.client.elicitation import ElicitResult
 from fastmcp.exceptions import ToolError
 
-from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, local, remote, servers_toml
+from tests.helpers.gateway import (
+    LATEST,
+    ServedGateway,
+    gateway_over_http,
+    gateway_over_stdio,
+    local,
+    remote,
+    servers_toml,
+)
 from tests.helpers.http_backend import Answerer, HttpBackend, always, answer, http_backend
 from tests.helpers.people import window
 from tests.helpers.processes import SERVERS, http_server
-from tests.helpers.rpc import Json, raw_client
+from tests.helpers.rpc import Json, RawClient, raw_client
 
 
 @asynccontextmanager
@@ -58,7 +66,7 @@ async def test_a_client_over_stdio_hears_and_is_asked_all_that_its_call_brings(t
 
 @pytest.mark.core
 async def test_calls_at_the_same_time_each_get_their_own_progress() -> None:
-    async with everything("stdio") as table, gateway_over_http(servers_toml({"b": table})) as gateway:
+    async with gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway:
         seen: dict[int, list[tuple[float, float | None]]] = {2: [], 3: [], 5: []}
 
         async def call(steps: int) -> None:
@@ -103,12 +111,27 @@ async def test_an_answer_may_be_no_or_nothing_or_an_error() -> None:
     async def fail(*_: Any) -> str:
         raise RuntimeError("no model here")
 
-    async with everything("stdio") as table, gateway_over_http(servers_toml({"b": table})) as gateway:
-        async with window(gateway.url, elicitation_handler=elicit, sampling_handler=fail) as one:
-            assert await one.call("b_ask", question="?") == "decline"
-            assert await one.call("b_ask", question="?") == "cancel"
-            with pytest.raises(ToolError, match="no model here"):
-                await one.call("b_think", prompt="?")
+    async with (
+        gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway,
+        window(gateway.url, elicitation_handler=elicit, sampling_handler=fail) as one,
+    ):
+        assert await one.call("b_ask", question="?") == "decline"
+        assert await one.call("b_ask", question="?") == "cancel"
+        with pytest.raises(ToolError, match="no model here"):
+            await one.call("b_think", prompt="?")
+
+
+@pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # of a backend in this process
+async def test_a_client_of_the_newest_era_is_sent_no_question_and_the_backend_hears_so() -> None:
+    async with (
+        everything("python") as table,  # which speaks the handshake era, and so asks while the call runs
+        gateway_over_http(servers_toml({"b": table})) as gateway,
+        window(gateway.url, era=LATEST) as one,
+    ):
+        for tool, arguments in (("ask", {"question": "?"}), ("think", {"prompt": "?"}), ("roots", {})):
+            with pytest.raises(ToolError, match="The client that made this call cannot be asked this"):
+                await one.call(f"b_{tool}", **arguments)
+        assert one.heard == []
 
 
 # ----------------------------------------------------------------------------------------------------------- results
@@ -125,12 +148,18 @@ TOOL = {
 }
 LINK = {"type": "resource_link", "uri": "docs://page/1?v=2#part", "name": "page", "mimeType": "text/plain"}
 EMBEDDED = {"type": "resource", "resource": {"uri": "docs://page/2", "text": "two", "_meta": {"own": True}}}
+EMBEDDED_AS_SEEN = {"type": "resource", "resource": {"uri": "docs://b/page/2", "text": "two", "_meta": {"own": True}}}
 CONTENT = [
     {"type": "text", "text": "hé\u2028\U0001f600", "annotations": {"audience": ["user"], "priority": 0.5}},
     {"type": "image", "data": "aGk=", "mimeType": "image/png", "_meta": {"own": 1}},
     {"type": "audio", "data": "aGk=", "mimeType": "audio/wav"},
 ]
 CAPABILITIES = {"tools": {}, "resources": {}, "prompts": {}}
+EMPTY: Json = {
+    "prompts_list": {"prompts": []},
+    "resources_list": {"resources": []},
+    "resources_templates_list": {"resourceTemplates": []},
+}
 
 
 def result(value: Json) -> Answerer:
@@ -139,30 +168,24 @@ def result(value: Json) -> Answerer:
 
 
 @asynccontextmanager
-async def scripted(**answers: Json) -> AsyncIterator[HttpBackend]:
-    """A backend that answers each method with just this; '_' stands for '/' in its name."""
-    welcome = {
-        "protocolVersion": "2025-11-25",
-        "capabilities": CAPABILITIES,
-        "serverInfo": {"name": "s", "version": "1"},
-    }
-    empty = {"resources_templates_list": {"resourceTemplates": []}, "resources_list": {"resources": []}}
-    known = {"initialize": welcome, "tools_list": {"tools": [TOOL]}, "prompts_list": {"prompts": []}} | empty | answers
-    async with http_backend(**{name.replace("_", "/"): result(value) for name, value in known.items()}) as backend:
-        yield backend
-
-
-async def through_the_gateway(method: str, params: Json, **answers: Json) -> tuple[Json, HttpBackend]:
-    """What a client gets for a request, and what the backend saw."""
-    async with scripted(**answers) as backend, gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway:
-        async with raw_client(gateway.url) as client:
-            reply = await client.request(method, params)
-    return reply.get("result") or reply["error"], backend
+async def scripted(**answers: Json) -> AsyncIterator[tuple[RawClient, HttpBackend, ServedGateway]]:
+    """A client of a gateway whose backend answers each method with just this; '_' stands for '/' in a method."""
+    server = {"name": "s", "version": "1"}
+    welcome = {"protocolVersion": "2025-11-25", "capabilities": CAPABILITIES, "serverInfo": server}
+    known = {"initialize": welcome, "tools_list": {"tools": [TOOL]}} | EMPTY | answers
+    script = {name.replace("_", "/"): result(value) for name, value in known.items()}
+    async with (
+        http_backend(**script) as backend,
+        gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
+        raw_client(gateway.url) as one,
+    ):
+        yield one, backend, gateway
 
 
 @pytest.mark.core
 async def test_a_tool_is_listed_as_the_backend_describes_it() -> None:
-    listed, _ = await through_the_gateway("tools/list", {})
+    async with scripted() as (one, _, _):
+        listed = (await one.request("tools/list", {}))["result"]
     origin = {"dev.apollos/server": {"name": "b", "kind": "service"}}
     assert listed["tools"] == [{**TOOL, "name": "b_tell", "_meta": {**TOOL["_meta"], **origin}}]
 
@@ -184,24 +207,18 @@ async def test_a_tool_is_listed_as_the_backend_describes_it() -> None:
     ids=["content", "structured", "error", "meta", "against its schema"],
 )
 async def test_a_result_is_the_backends_own_word_for_word(told: Json) -> None:
-    heard, backend = await through_the_gateway(
-        "tools/call", {"name": "b_tell", "arguments": {"ä": [1, None]}}, tools_call=told
-    )
-    assert heard == told
+    async with scripted(tools_call=told) as (one, backend, _):
+        assert await one.call("b_tell", {"ä": [1, None]}) == told
     assert backend.of("tools/call")[0].message["params"]["arguments"] == {"ä": [1, None]}
 
 
 @pytest.mark.core
 async def test_a_tools_own_error_does_not_count_against_its_server() -> None:
     refusal = {"content": CONTENT[:1], "isError": True}
-    async with scripted(tools_call=refusal) as backend:
-        async with (
-            gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
-            raw_client(gateway.url) as one,
-        ):
-            for _ in range(10):
-                assert await one.call("b_tell", {}) == refusal
-            statistics = gateway.gateway.pool.statistics()
+    async with scripted(tools_call=refusal) as (one, _, gateway):
+        for _ in range(10):
+            assert await one.call("b_tell", {}) == refusal
+        statistics = gateway.gateway.pool.statistics()
     assert (statistics.opened, statistics.failed) == (1, 0)
 
 
@@ -209,15 +226,11 @@ async def test_a_tools_own_error_does_not_count_against_its_server() -> None:
 async def test_links_and_embedded_resources_in_a_result_can_be_read() -> None:
     text = {"contents": [{"uri": LINK["uri"], "text": "one", "mimeType": "text/plain"}]}
     told = {"content": [LINK, EMBEDDED], "isError": False}
-    async with scripted(tools_call=told, resources_read=text) as backend:
-        async with (
-            gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
-            raw_client(gateway.url) as one,
-        ):
-            link, embedded = (await one.call("b_tell", {}))["content"]
-            read = (await one.request("resources/read", {"uri": link["uri"]}))["result"]
+    async with scripted(tools_call=told, resources_read=text) as (one, backend, _):
+        link, embedded = (await one.call("b_tell", {}))["content"]
+        read = (await one.request("resources/read", {"uri": link["uri"]}))["result"]
     assert link == {**LINK, "uri": "docs://b/page/1?v=2#part"}
-    assert embedded == {**EMBEDDED, "resource": {**EMBEDDED["resource"], "uri": "docs://b/page/2"}}
+    assert embedded == EMBEDDED_AS_SEEN
     assert backend.of("resources/read")[0].message["params"]["uri"] == LINK["uri"]
     assert read["contents"] == [{**text["contents"][0], "uri": link["uri"]}]
 
@@ -225,28 +238,26 @@ async def test_links_and_embedded_resources_in_a_result_can_be_read() -> None:
 @pytest.mark.core
 async def test_a_prompt_is_the_backends_own_and_its_resources_can_be_read() -> None:
     prompt = {"name": "sum-up", "title": "Sum up", "arguments": [{"name": "topic", "required": True}]}
-    told = {"description": "d", "messages": [{"role": "user", "content": c} for c in (*CONTENT, EMBEDDED)]}
-    async with scripted(prompts_list={"prompts": [prompt]}, prompts_get=told) as backend:
-        async with (
-            gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
-            raw_client(gateway.url) as one,
-        ):
-            listed = (await one.request("prompts/list", {}))["result"]["prompts"]
-            got = (await one.request("prompts/get", {"name": "b_sum-up", "arguments": {"topic": "owls"}}))["result"]
+    told = {"description": "d", "messages": [{"role": "user", "content": item} for item in (*CONTENT, EMBEDDED)]}
+    async with scripted(prompts_list={"prompts": [prompt]}, prompts_get=told) as (one, backend, _):
+        listed = (await one.request("prompts/list", {}))["result"]["prompts"]
+        got = (await one.request("prompts/get", {"name": "b_sum-up", "arguments": {"topic": "owls"}}))["result"]
     assert listed == [{**prompt, "name": "b_sum-up"}]
     asked = backend.of("prompts/get")[0].message["params"]
     assert (asked["name"], asked["arguments"]) == ("sum-up", {"topic": "owls"})
-    embedded = {**EMBEDDED, "resource": {**EMBEDDED["resource"], "uri": "docs://b/page/2"}}
-    assert got == {**told, "messages": [{"role": "user", "content": c} for c in (*CONTENT, embedded)]}
+    seen = [{"role": "user", "content": item} for item in (*CONTENT, EMBEDDED_AS_SEEN)]
+    assert got == {**told, "messages": seen}
 
 
 @pytest.mark.core
 async def test_resources_and_templates_are_listed_and_read_under_their_servers_name() -> None:
-    async with everything("stdio") as table, gateway_over_http(servers_toml({"b": table})) as gateway:
-        async with raw_client(gateway.url) as one:
-            resources = (await one.request("resources/list", {}))["result"]["resources"]
-            templates = (await one.request("resources/templates/list", {}))["result"]["resourceTemplates"]
-            item = (await one.request("resources/read", {"uri": "data://b/item/7"}))["result"]["contents"]
+    async with (
+        gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway,
+        raw_client(gateway.url) as one,
+    ):
+        resources = (await one.request("resources/list", {}))["result"]["resources"]
+        templates = (await one.request("resources/templates/list", {}))["result"]["resourceTemplates"]
+        item = (await one.request("resources/read", {"uri": "data://b/item/7"}))["result"]["contents"]
     assert [resource["uri"] for resource in resources] == ["data://b/greeting"]
     assert [template["uriTemplate"] for template in templates] == ["data://b/item/{id}"]
     assert [(content["uri"], content["text"]) for content in item] == [("data://b/item/7", "item 7")]
@@ -259,7 +270,8 @@ async def test_instructions_tell_which_servers_there_are_and_what_each_is_for() 
         "its-own": local("everything.py"),
         "switched-off": local("everything.py", is_enabled=False),
     }
-    async with gateway_over_http(servers_toml(servers, name="Tools")) as gateway, raw_client(gateway.url) as first:
+    toml = servers_toml(servers, name="Tools", timeouts={"list": 30.0})
+    async with gateway_over_http(toml) as gateway, raw_client(gateway.url) as first:
         await first.request("tools/list", {})  # from now on it is known what the servers say of themselves
         async with raw_client(gateway.url) as client:
             told = str(client.welcome["instructions"])
