@@ -40,6 +40,7 @@ class ServerState(StrEnum):
 
     STOPPED = "stopped"
     PULLING = "pulling"
+    IMAGE_MISSING = "image missing"
     STARTING = "starting"
     RUNNING = "running"
     CRASH_LOOP = "crashloop"
@@ -84,7 +85,7 @@ class ContainerLauncher:
         """A later generation took over: what is idle goes at once."""
         self.pulling: str | None = None
         """How far the pull of its image is, while it is under way."""
-        self.image_problem: ImageMissing | None = None
+        self._is_image_missing = False
         self.restarts = 0
         self.last_death = ""
         self._has_died = False
@@ -103,6 +104,8 @@ class ContainerLauncher:
             return ServerState.PULLING
         if self._over_stdio_now or any(each.address for each in self._served.values()):
             return ServerState.RUNNING
+        if self._is_image_missing:
+            return ServerState.IMAGE_MISSING
         if self._house.failures(self.resource.name) >= _CRASH_LOOP:
             return ServerState.CRASH_LOOP
         return ServerState.STARTING if self._served else ServerState.STOPPED
@@ -129,13 +132,11 @@ class ContainerLauncher:
         """Refuse at once what nobody need wait for.
 
         Raises:
-            ImageMissing: its image is not there, or still on its way.
+            ImageMissing: its image is still on its way.
         """
         if self.pulling is not None:
             problem = f"its image is being pulled ({self.pulling}). Try again in a moment."
             raise ImageMissing(self.resource.name, problem, not_sent=True)
-        if self.image_problem is not None:
-            raise self.image_problem
 
     @asynccontextmanager
     async def _over_stdio(self, deliver: Deliver) -> AsyncIterator[Wire]:
@@ -153,7 +154,7 @@ class ContainerLauncher:
             opened = container_stdio_wire(
                 self.resource, deliver, manager, opened_for.get(), discard=discard, log=self._house.log(name)
             )
-            async with opened as wire:
+            async with self._learning_of_image(), opened as wire:
                 self._over_stdio_now += 1
                 try:
                     yield wire
@@ -164,6 +165,15 @@ class ContainerLauncher:
         finally:
             if not made:
                 self._house.free_slot()
+
+    @asynccontextmanager
+    async def _learning_of_image(self) -> AsyncIterator[None]:
+        try:
+            yield
+            self._is_image_missing = False
+        except ImageMissing:
+            self._is_image_missing = True
+            raise
 
     async def _discard(self, manager: McpContainerManager, container: Container) -> None:
         await remove(manager, container)
@@ -207,7 +217,8 @@ class ContainerLauncher:
             await self._house.take_slot(self.resource.name)
             try:
                 self._count_restart()
-                await self._start_in_slot(manager, served)
+                async with self._learning_of_image():
+                    await self._start_in_slot(manager, served)
             except BaseException:
                 self._house.free_slot()
                 raise

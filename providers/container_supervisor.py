@@ -22,7 +22,6 @@ from anyio.abc import TaskGroup
 
 from providers import ownership
 from providers.connection import ConnectionState
-from providers.container import Container
 from providers.container_http import OpenRemote
 from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
@@ -30,6 +29,7 @@ from providers.container_log import ContainerLog
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendError, BackendUnavailable, ConfigurationError
+from providers.hardening import ImageFacts
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource
 
@@ -130,7 +130,7 @@ class ContainerSupervisor:
                 async with anyio.create_task_group() as tasks:
                     for launcher in self._launchers:
                         tasks.start_soon(partial(launcher.stop_all, keep=True))
-                await manager.reconcile(adopt=self._is_kept, everything=True)
+                await manager.reconcile(adopt=lambda made: self._is_kept(made.server), everything=True)
         except BackendError as error:
             logger.warning("%s What is left of its containers is removed at the next start.", error)
         finally:
@@ -222,11 +222,13 @@ class ContainerSupervisor:
     async def _pull(self, launcher: ContainerLauncher) -> None:
         """Fetch a server's image where its `pull` says so. No call ever waits for this."""
         resource = launcher.resource
-        if resource.pull is PullPolicy.NEVER or not resource.is_enabled:
+        if not resource.is_enabled:
             return
         try:
             manager = await self.manager()
-            if resource.pull is PullPolicy.MISSING and await _has_image(manager, resource):
+            image = await _image(manager, resource)
+            if resource.pull is PullPolicy.NEVER or (image and resource.pull is PullPolicy.MISSING):
+                await _compare(manager, resource, image)
                 return
             launcher.pulling = "asking the registry"
             logger.info("server '%s': pulling '%s'", resource.name, resource.docker_image)
@@ -234,12 +236,11 @@ class ContainerSupervisor:
             def tell(words: str) -> None:
                 launcher.pulling = words
 
-            await manager.pull_image(resource, tell)
+            await _compare(manager, resource, await manager.pull_image(resource, tell))
             logger.info("server '%s': '%s' is here", resource.name, resource.docker_image)
             self._pool.backoff.forget(resource.name, before_generation=sys.maxsize)
         except ImageMissing as error:
             logger.warning("%s", error)
-            launcher.image_problem = error if resource.pull is PullPolicy.MISSING else None
         except BackendError as error:
             logger.warning("server '%s': %s", resource.name, error.problem)
         finally:
@@ -254,9 +255,9 @@ class ContainerSupervisor:
         record = self._lookup(launcher.resource.name)
         return record is not None and record.is_enabled and record.is_container
 
-    def _is_kept(self, container: Container) -> bool:
-        """Whether a container outlives the gateway, or is taken over by it."""
-        record = self._lookup(container.server)
+    def _is_kept(self, server: str) -> bool:
+        """Whether a server's container outlives the gateway, and is taken over by the next one."""
+        record = self._lookup(server)
         return record is not None and record.is_enabled and record.keep
 
     async def _run(self) -> None:
@@ -293,7 +294,9 @@ class ContainerSupervisor:
         self._launchers = [each for each in self._launchers if not each.is_replaced or not each.is_empty]
 
     async def _reconcile(self, manager: McpContainerManager) -> None:
-        await manager.reconcile(adopt=self._is_kept)
+        kept = [each.resource for each in self._current() if self._is_kept(each.resource.name)]
+        wanted = {resource.name: await manager.fingerprint(resource) for resource in kept}
+        await manager.reconcile(adopt=lambda made: wanted.get(made.server) == made.fingerprint)
         options = self._options
         for instance in await anyio.to_thread.run_sync(ownership.abandoned, options.state, options.configuration):
             try:
@@ -327,9 +330,19 @@ class ContainerSupervisor:
             launcher.end_scope(session)
 
 
-async def _has_image(manager: McpContainerManager, resource: McpServerResource) -> bool:
+async def _image(manager: McpContainerManager, resource: McpServerResource) -> ImageFacts | None:
     try:
-        await manager.image(resource)
+        return await manager.image(resource)
     except ImageMissing:
-        return False
-    return True
+        return None
+
+
+async def _compare(manager: McpContainerManager, resource: McpServerResource, image: ImageFacts | None) -> None:
+    """Write down which image a server has, and tell when it is another one than last time."""
+    if image is None:
+        return
+    facts = {"image": resource.docker_image, "id": image.id, "digest": image.digest}
+    known = await anyio.to_thread.run_sync(manager.instance.note, "images", resource.name, facts)
+    if isinstance(known, dict) and known.get("image") == resource.docker_image and known.get("id") != image.id:
+        changed = "server '%s': '%s' is another image now: %s, it was %s. Pin it with @sha256:… if that is not wanted."
+        logger.warning(changed, resource.name, resource.docker_image, image.id[:19], str(known.get("id"))[:19])

@@ -125,7 +125,7 @@ class McpContainerManager:
         Raises:
             BackendUnavailable: there is none to be had.
         """
-        wanted = await self._engine.call(resource.name, lambda api: self._plan(resource, api).fingerprint, QUICK)
+        wanted = await self.fingerprint(resource)
         async with self._taking_over:
             for status in await self.list_servers():
                 made = status.container
@@ -139,6 +139,13 @@ class McpContainerManager:
             await self.stop_server(container, grace=0)
             raise
         return container
+
+    async def fingerprint(self, resource: McpServerResource) -> str:
+        """What a container that would be made now has as its fingerprint; nothing where there is no image."""
+        try:
+            return await self._engine.call(resource.name, lambda api: self._plan(resource, api).fingerprint, QUICK)
+        except ImageMissing:
+            return ""
 
     async def create_server(self, resource: McpServerResource, scope: str) -> Container:
         """Make a container and do not start it yet.

@@ -122,7 +122,9 @@ class Instance:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        with self._writing:
+        with self._writing, (self.folder / "record.lock").open("w") as lock:
+            if fcntl is not None:  # the command line writes beside its gateway
+                fcntl.flock(lock, fcntl.LOCK_EX)
             record = self.read()
             yield record
             new = self.folder / "record.new"
