@@ -7,6 +7,7 @@ one of our errors, for a person to read.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -82,11 +83,19 @@ class DockerEngine:
         return await self.call(server, lambda api: str(api.api_version), QUICK)
 
     def _api(self) -> Api:
+        self._knock()
         with self._connecting:
             if self._connected is None:
                 self._connected = self._connect()
                 self.own_id = _own_id(self._connected)
             return self._connected
+
+    def _knock(self) -> None:
+        """Whether anybody listens. The SDK would leave a socket open for each time that nobody does."""
+        if self.address.socket_path is not None:
+            with socket.socket(socket.AF_UNIX) as door:
+                door.settimeout(QUICK)
+                door.connect(self.address.socket_path)
 
     def _connect(self) -> Api:
         tls: Any = False

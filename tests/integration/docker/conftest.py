@@ -1,7 +1,7 @@
 """Containers on a real Docker engine. Without one these tests are skipped, with one line that says so; in CI they fail.
 
-The images are built once, without a registry, by images/build.sh. When all tests have ended, nothing of ours is left at
-the engine: no container, no network, no volume.
+The images are built once, without a registry, by images/build.sh. When a test has ended, nothing of its gateways is left
+at the engine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from providers.ownership import INSTANCE, Instance
+
 HERE = Path(__file__).parent
-EVERYTHING, TIME = "apollos-test/everything", "apollos-test/time"
 BUILD_TIMEOUT = 600
 DAEMON_PID = HERE.parents[2] / ".cache" / "docker" / "dockerd.pid"
 """Written by images/engine.sh, which CI starts the engine with: only an engine of our own is ever stopped by a test."""
@@ -34,25 +35,31 @@ def engine() -> Iterator[Any]:
     built = subprocess.run([HERE / "images" / "build.sh"], capture_output=True, text=True, timeout=BUILD_TIMEOUT)
     if built.returncode:
         pytest.skip(f"the images of the container tests cannot be built: {built.stderr.strip()[-300:]}")
-    before = left(client)
     yield client
-    after = [thing for thing in left(client) if thing not in before]
     client.close()
-    assert not after, f"left at the engine: {after}"
-
-
-def left(client: Any) -> list[str]:
-    """What there is of ours at the engine, by kind and name."""
-    marks = {"label": "apollos.mcp.instance"}
-    containers = [f"container {each.name}" for each in client.containers.list(all=True, filters=marks)]
-    networks = [f"network {each.name}" for each in client.networks.list(filters=marks)]
-    return [*containers, *networks, *(f"volume {each.name}" for each in client.volumes.list())]
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> str:
-    """A folder in which the gateways of one test keep what they know of their containers."""
-    return str(tmp_path / "state")
+def state(engine: Any, tmp_path: Path) -> Iterator[str]:
+    """A folder in which the gateways of one test keep what they know of their containers. Afterwards nothing of theirs
+    is left at the engine."""
+    folder = tmp_path / "state"
+    yield str(folder)
+    left = [thing for key in folder.glob("*/*/key") for thing in left_of(Instance(key.parent, read_key(key)), engine)]
+    assert not left, f"left at the engine: {left}"
+
+
+def read_key(file: Path) -> bytes:
+    return bytes.fromhex(file.read_text())
+
+
+def left_of(instance: Instance, engine: Any) -> list[str]:
+    """What there is of one gateway at the engine, and of its secrets in memory."""
+    marks = {"label": f"{INSTANCE}={instance.id}"}
+    containers = [f"container {each.name}" for each in engine.containers.list(all=True, filters=marks)]
+    networks = [f"network {each.name}" for each in engine.networks.list(filters=marks)]
+    secrets = instance.secrets_folder("x").parent
+    return [*containers, *networks, *([f"secrets in {secrets}"] if secrets.exists() else [])]
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ async def test_a_hung_engine_costs_other_servers_nothing(state: str, daemon_pid:
     async with gateway_over_http(toml) as served, client(served.url, LEGACY) as caller:
         assert await data(caller, "warm_total") == 1
         assert await data(caller, "near_total") == 1
+        assert await data(caller, "cold_total") == 1
+        await until(lambda: not ours(engine, "cold"))  # nothing of it is under way
         with hung(daemon_pid):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_refused, caller, "cold_total")

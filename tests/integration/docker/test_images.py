@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
@@ -46,7 +47,7 @@ def an_image(text: str) -> tuple[bytes, dict[str, bytes]]:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/hello"]},
+            "config": {"Cmd": ["/hello"], "Labels": {"of": "hello"}},
             "rootfs": {"type": "layers", "diff_ids": [digest(tar.getvalue())]},
         }
     ).encode()
@@ -63,7 +64,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.open = anyio.Event()
-        self.manifest, self.blobs = an_image("one")
+        self.manifest, self.blobs = an_image(uuid4().hex)
         self.name = ""
 
     async def greet(self, request: web.Request) -> web.Response:
@@ -106,7 +107,13 @@ async def manager(tmp_path: Path) -> AsyncIterator[McpContainerManager]:
 
 
 async def forget(engine: Any, name: str) -> None:
-    await anyio.to_thread.run_sync(lambda: engine.images.remove(name, force=True))
+    """Remove an image, and what had its name before."""
+
+    def remove() -> None:
+        engine.images.remove(name, force=True)
+        engine.images.prune(filters={"dangling": True, "label": "of=hello"})
+
+    await anyio.to_thread.run_sync(remove)
 
 
 async def test_an_image_is_pulled_with_progress(manager: McpContainerManager, engine: Any) -> None:
@@ -150,7 +157,7 @@ async def test_another_image_under_the_same_name_is_told(
         path.write_text(servers_toml({"hello": over_stdio(found.name) | {"pull": "always"}}, state_dir=state))
         await start_and_pull(path)
         assert "another image" not in caplog.text
-        found.manifest, blobs = an_image("two")
+        found.manifest, blobs = an_image(uuid4().hex)
         found.blobs |= blobs
         await start_and_pull(path)
         assert "is another image now" in caplog.text

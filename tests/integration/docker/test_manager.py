@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-async def manager(engine: Any, tmp_path: Path) -> AsyncIterator[McpContainerManager]:
-    instance = ownership.claim(tmp_path / "state", tmp_path / "servers.toml")
+async def manager(state: str, tmp_path: Path) -> AsyncIterator[McpContainerManager]:
+    instance = ownership.claim(Path(state), tmp_path / "servers.toml")
     manager = McpContainerManager(instance, allowed_paths=[str(tmp_path)])
     yield manager
     await manager.reconcile(adopt=lambda _: False, everything=True)
