@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from composition import containers
 from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
 from composition.http import address_of, bind, serve, settle_memory
-from composition.report import Table, connect_all
+from composition.report import Report, Table, connect_all
 from composition.servers_file import load_configuration
 from providers.errors import ConfigurationError
 
@@ -205,9 +204,7 @@ def _serve(host: str, port: int) -> int:
         sys.stderr.write(f"{gateway.settings.name} serves {address_of(listener)}  (Ctrl-C ends it)\n")
         table = Table(sys.stderr, resources)
         table.header()
-        async with aclosing(connect_all(gateway)) as reports:
-            async for report in reports:
-                table.add(report)
+        await connect_all(gateway, table.add)
 
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(serve(gateway, listener, show_progress))
@@ -219,16 +216,18 @@ async def _check() -> int:
     table = Table(sys.stdout, list(gateway.configuration.resources.values()))
     table.header()
     await gateway.start()
-    failed = False
+    states: list[str] = []
+
+    def tell(report: Report) -> None:
+        table.add(report)
+        states.append(report.state)
+
     try:
         await gateway.containers.pulled()
-        async with aclosing(connect_all(gateway)) as reports:
-            async for report in reports:
-                table.add(report)
-                failed = failed or report.state == "failed"
+        await connect_all(gateway, tell)
     finally:
         await gateway.stop()
-    return _FAILED if failed else _OK
+    return _FAILED if "failed" in states else _OK
 
 
 def _print_entry() -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TextIO
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
 
 from composition.gateway import Gateway
 from composition.mount import Mount
@@ -32,43 +31,35 @@ class Report:
     error: str = ""
 
 
-async def connect_all(gateway: Gateway) -> AsyncGenerator[Report]:
-    """Connect to every enabled server at once and report each as it answers, the slowest last; disabled ones first.
-    Each has its own deadlines. Only as many processes start at a time as there are processors: clients that are there
-    already come first."""
+async def connect_all(gateway: Gateway, tell: Callable[[Report], None]) -> None:
+    """Connect to every enabled server at once and tell of each as it answers; of disabled ones first. Each has its own
+    deadlines. Only as many processes start at a time as there are processors: clients that are there already come
+    first."""
     for resource in gateway.configuration.resources.values():
         if not resource.is_enabled:
-            yield Report(resource.name, str(resource.transport_type), "disabled")
-    mounts = list(gateway.registry.mounts.values())
-    send, receive = anyio.create_memory_object_stream[Report](max(1, len(mounts)))
+            tell(Report(resource.name, str(resource.transport_type), "disabled"))
     starts = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
-    async with anyio.create_task_group() as tasks, receive:
-        for mount in mounts:
+    async with anyio.create_task_group() as tasks:
+        for mount in list(gateway.registry.mounts.values()):
             is_process = mount.resource.transport_type is TransportType.STDIO
-            tasks.start_soon(_connect, gateway, mount, send.clone(), starts if is_process else nullcontext())
-        send.close()
-        async for report in receive:
-            yield report
+            tasks.start_soon(_connect, gateway, mount, tell, starts if is_process else nullcontext())
 
 
 async def _connect(
-    gateway: Gateway,
-    mount: Mount,
-    send: MemoryObjectSendStream[Report],
-    turn: AbstractAsyncContextManager[None],
+    gateway: Gateway, mount: Mount, tell: Callable[[Report], None], turn: AbstractAsyncContextManager[None]
 ) -> None:
-    async with send, turn:
+    async with turn:
         began, caller = anyio.current_time(), gateway.operator_caller()
         listing = await mount.catalogue.get(caller)
         took = (anyio.current_time() - began) * 1000
-        name, transport = mount.resource.name, str(mount.resource.transport_type)
-        if listing is not None:
-            relaxed = f"relaxed: {', '.join(asked)}" if (asked := relaxations(mount.resource)) else ""
-            await send.send(Report(name, transport, "ok", len(mount.offer(listing).tools), took, relaxed))
-            return
-        error = mount.catalogue.error(caller)
-        problem = error.problem if error else "gave no answer."
-        await send.send(Report(name, transport, "failed", None, took, problem))
+    name, transport = mount.resource.name, str(mount.resource.transport_type)
+    if listing is not None:
+        relaxed = f"relaxed: {', '.join(asked)}" if (asked := relaxations(mount.resource)) else ""
+        tell(Report(name, transport, "ok", len(mount.offer(listing).tools), took, relaxed))
+        return
+    error = mount.catalogue.error(caller)
+    problem = error.problem if error else "gave no answer."
+    tell(Report(name, transport, "failed", None, took, problem))
 
 
 class Table:

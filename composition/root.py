@@ -19,23 +19,32 @@ from providers.identity import Identity
 
 _CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
 _MAX_PURPOSE = 300
+_SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
+_FAREWELL_SECONDS = 1.0
+"""What a call that is ended gets to say so."""
 
 
 class RootMiddleware(Middleware):
     def __init__(self, name: str, registry: Registry) -> None:
         self._name, self._registry = name, registry
-        self._calls = 0
+        self._calls: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._is_draining = False
 
     @property
     def calls(self) -> int:
         """Calls under way."""
-        return self._calls
+        return len(self._calls)
 
     async def drain(self, deadline: float) -> None:
-        """Refuse new calls and wait for those under way, for at most `deadline` seconds."""
+        """Refuse new calls and wait `deadline` seconds for those under way; then end them with an error."""
         self._is_draining = True
+        await self._until_idle(deadline)
+        for call in list(self._calls):
+            call.cancel()
+        await self._until_idle(_FAREWELL_SECONDS)
+
+    async def _until_idle(self, deadline: float) -> None:
         if self._calls:
             self._idle = anyio.Event()
             with anyio.move_on_after(deadline):
@@ -54,14 +63,16 @@ class RootMiddleware(Middleware):
         if context.method not in _CALLS:
             return await super().__call__(context, call_next)
         if self._is_draining:
-            raise GatewayError("the gateway is shutting down. Connect again in a moment.")
-        self._calls += 1
-        try:
-            return await call_next(context)
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+            raise GatewayError(_SHUTTING_DOWN)
+        with anyio.CancelScope() as call:
+            self._calls.add(call)
+            try:
+                return await call_next(context)
+            finally:
+                self._calls.discard(call)
+                if not self._calls:
+                    self._idle.set()
+        raise GatewayError(f"the call was ended: {_SHUTTING_DOWN}")
 
     async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         return await self._with_instructions(await call_next(context))

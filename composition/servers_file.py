@@ -48,6 +48,9 @@ _BOOLEAN = TypeAdapter(bool)
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 MAX_FILE_BYTES = 1024 * 1024
+
+_REST = 0.1
+"""Seconds for which a changed file has to stay the same before it counts."""
 _BOOKKEEPING = {"name", "created_by", "created_at", "updated_at", "version"}
 _SERVER_KEYS = [key for key in McpServerResource.model_fields if key not in _BOOKKEEPING]
 _MEANT = {
@@ -95,8 +98,14 @@ async def watch_configuration(
     async with aclosing(_moments_to_look(path)) as moments:
         async for _ in moments:
             is_first = known is None
-            known, outcome = await anyio.to_thread.run_sync(_look, path, environ, known)
-            if outcome is not None and not is_first:
+            seen, outcome = await anyio.to_thread.run_sync(_look, path, environ, known)
+            newer = outcome
+            while newer is not None and not is_first:  # who saves a file may empty it first: read it until it rests
+                await anyio.sleep(_REST)
+                outcome = newer
+                seen, newer = await anyio.to_thread.run_sync(_look, path, environ, seen)
+            is_change, known = seen != known, seen
+            if is_change and outcome is not None and not is_first:
                 yield outcome
 
 

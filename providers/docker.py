@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import ssl
-import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,18 @@ from providers.resource import McpServerResource
 
 logger = logging.getLogger(__name__)
 
+_LOOK_EVERY = 0.02
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One container on its way, in a thread that goes on when its caller gives up."""
+
+    resource: McpServerResource
+    scope: str
+    made: Container | None = None
+    is_abandoned: bool = False
+
 
 class McpContainerManager:
     """The containers of one gateway at one Docker engine.
@@ -59,6 +71,8 @@ class McpContainerManager:
         self.instance = instance
         self._allowed_paths, self._engine = allowed_paths, DockerEngine(host)
         self._strangers: set[str] = set()
+        self._making = 0
+        """Threads that make a container now, also for callers who have given up."""
         self._taking_over = anyio.Lock()
         """What is taken into use is not removed at the same moment."""
         self._live: dict[str, str] = {}
@@ -154,13 +168,12 @@ class McpContainerManager:
             ImageMissing, EngineUnavailable, BackendUnavailable: it cannot be made; the message says why.
         """
         await self._engine.call(resource.name, lambda api: api.ping(), QUICK)  # a hung engine is not worth a long wait
-        is_abandoned, made = threading.Event(), list[Container]()
+        attempt = _Attempt(resource, scope)
         try:
-            work = partial(self._create, resource, scope, is_abandoned, made)
-            return await self._engine.call(resource.name, work, SLOW)
+            return await self._engine.call(resource.name, partial(self._create, attempt), SLOW)
         except BaseException:
-            is_abandoned.set()
-            self._abandon(made)
+            attempt.is_abandoned = True
+            self._abandon(attempt)
             raise
 
     async def start_created(self, container: Container) -> None:
@@ -170,28 +183,28 @@ class McpContainerManager:
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
         return Plan(resource, _image(resource, api), self.instance, is_inside=self._engine.own_id is not None)
 
-    def _abandon(self, made: list[Container]) -> None:
-        """Nobody waits for these any more: reconciliation removes them."""
-        for container in made:
-            self._live.pop(container.name, None)
+    def _abandon(self, attempt: _Attempt) -> None:
+        """Nobody waits for its container any more: reconciliation removes it."""
+        if attempt.made is not None:
+            self._live.pop(attempt.made.name, None)
 
-    def _create(
-        self,
-        resource: McpServerResource,
-        scope: str,
-        is_abandoned: threading.Event,
-        made: list[Container],
-        api: Api,
-    ) -> Container:
+    def _create(self, attempt: _Attempt, api: Api) -> Container:
+        self._making += 1
+        try:
+            attempt.made = self._make(attempt.resource, attempt.scope, api)
+            if attempt.is_abandoned:
+                self._abandon(attempt)
+            return attempt.made
+        finally:
+            self._making -= 1
+
+    def _make(self, resource: McpServerResource, scope: str, api: Api) -> Container:
         check_mounts(resource, self._allowed_paths, [self.engine.socket_path] if self.engine.socket_path else [])
         _check_volumes(resource, api)
         plan = self._plan(resource, api)
         for name in plan.names():
-            if name not in self.instance.containers() and (new := self._create_named(name, plan, scope, api)):
-                made.append(new)
-                if is_abandoned.is_set():
-                    self._abandon(made)
-                return new
+            if name not in self.instance.containers() and (made := self._create_named(name, plan, scope, api)):
+                return made
         raise BackendUnavailable(resource.name, "Docker has no name left for its container.", not_sent=True)
 
     def _create_named(self, name: str, plan: Plan, scope: str, api: Api) -> Container | None:
@@ -330,6 +343,9 @@ class McpContainerManager:
             everything: also those in use: the gateway ends, or it is another one that was killed.
         """
         in_use = {} if everything else self._live
+        with anyio.move_on_after(SLOW if everything else 0):
+            while self._making:  # noqa: ASYNC110  # threads tell nobody
+                await anyio.sleep(_LOOK_EVERY)
         kept = set()
         for status in await self.list_servers():
             container = status.container

@@ -57,6 +57,22 @@ class RawResult(RootModel[Json]):
     """A result kept word for word."""
 
 
+_UNCHECKED_RESULTS: Mapping[str, type[BaseModel]] = (
+    {}
+    if MODERN
+    else {
+        "tools/call": mcp_types.CallToolResult,
+        "resources/read": mcp_types.ReadResourceResult,
+        "prompts/get": mcp_types.GetPromptResult,
+        "tools/list": mcp_types.ListToolsResult,
+        "resources/list": mcp_types.ListResourcesResult,
+        "resources/templates/list": mcp_types.ListResourceTemplatesResult,
+        "prompts/list": mcp_types.ListPromptsResult,
+    }
+)
+"""What results must be like that the session of 3.4 takes as they are; that of 4.x checks them itself."""
+
+
 # --- messages of a session
 
 
@@ -100,6 +116,8 @@ async def send_raw(session: ClientSession, method: str, params: Json | None) -> 
         pydantic.ValidationError: the answer is not what MCP prescribes.
     """
     result = await session.send_request(RawRequest(method=method, params=params), RawResult)  # type: ignore[arg-type]
+    if shape := _UNCHECKED_RESULTS.get(method):
+        shape.model_validate(result.root)
     return result.root
 
 

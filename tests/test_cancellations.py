@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -102,10 +103,8 @@ async def gives_up(pool: McpConnectionPool, target: Target, pick: random.Random)
     async with anyio.create_task_group() as tasks:
 
         async def work() -> None:
-            try:
+            with suppress(BackendError):
                 await call(pool, target, pick.choice(CALLERS))
-            except BackendError:
-                pass
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(work)

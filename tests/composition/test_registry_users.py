@@ -64,7 +64,7 @@ async def team(*records: McpServerResource) -> AsyncIterator[House]:
 
 
 class Person:
-    """A signed-in user with a client session. One SDK line takes the token of the connection, the other each request's."""
+    """A signed-in user with a client session. One SDK line takes the connection's token, the other each request's."""
 
     def __init__(self, client: Client[Any], name: str, roles: tuple[str, ...]) -> None:
         self._client, self._name, self._roles = client, name, roles

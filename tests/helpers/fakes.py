@@ -355,7 +355,7 @@ async def settled(turns: int = 50) -> None:
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """In the running loop an hour passes in a millisecond: whenever nothing else is left to do, the next timer goes off.
+    """In the running loop an hour passes in a millisecond: when nothing else is left to do, the next timer goes off.
     Only for tests that are all in memory: a thread, a socket or a process needs time of its own."""
     loop: Any = asyncio.get_running_loop()
     selector, time, began = loop._selector, loop.time, loop.time()

@@ -92,7 +92,7 @@ async def seen_by(gateway: ServedGateway, era: str, bring_up: Callable[[], Any])
             if era == LEGACY:
                 await announced.wait()
             while "broken_echo" not in await tool_names(caller):  # noqa: ASYNC110  # the newest era is told nothing
-                await anyio.sleep(0.1)
+                await anyio.sleep(0.02)
         assert text_of(await caller.call_tool("broken_echo", HELLO)) == "hello"
 
 

@@ -132,7 +132,6 @@ async def call_without_an_answer(caller: RawClient) -> None:
         await caller.call("broken_echo", WAIT)
 
 
-@pytest.mark.core
 async def test_a_session_that_is_ended_with_calls_open_cancels_them(tmp_path: Path) -> None:
     async with (
         listener(HTTP, tmp_path) as backend,
@@ -148,7 +147,6 @@ async def test_a_session_that_is_ended_with_calls_open_cancels_them(tmp_path: Pa
         await until_at_rest(gateway)
 
 
-@pytest.mark.core
 async def test_a_session_that_is_ended_with_calls_open_ends_its_process(tmp_path: Path) -> None:
     async with (
         listener(STDIO, tmp_path) as backend,

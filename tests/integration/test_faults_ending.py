@@ -43,8 +43,6 @@ from tests.helpers.gateway import (
 from tests.helpers.http_backend import Seen, http_backend
 from tests.helpers.processes import end, eventually
 
-pytestmark = pytest.mark.core
-
 SHUTDOWN = 1.0
 STUBBORN = local("hang.py", "stubborn", timeouts={"shutdown": SHUTDOWN})
 BACKENDS = servers_toml({"stubborn": STUBBORN, "other": BYSTANDER})
@@ -116,6 +114,7 @@ async def ends(process: anyio.abc.Process, below: set[int]) -> int:
     return code
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", SIGNALS)
 async def test_a_server_that_is_killed_leaves_no_backend(how: signal.Signals) -> None:
     async with gateway_process(BACKENDS) as gateway:
@@ -128,6 +127,7 @@ async def test_a_server_that_is_killed_leaves_no_backend(how: signal.Signals) ->
     assert code == (0 if how in (signal.SIGTERM, signal.SIGINT) else -how)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", [*SIGNALS, "end of stdin"])
 async def test_a_stdio_gateway_that_is_killed_or_left_leaves_no_backend(how: signal.Signals | str) -> None:
     async with conversation(BACKENDS) as talk:
@@ -144,6 +144,7 @@ async def test_a_stdio_gateway_that_is_killed_or_left_leaves_no_backend(how: sig
         assert await ends(talk.process, below) == expected
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", SIGNALS)
 async def test_a_gateway_killed_while_its_backends_start_leaves_none(how: signal.Signals) -> None:
     starting = {"mute": local("hang.py", "init-hang"), "stubborn": STUBBORN}
@@ -191,6 +192,7 @@ async def until_it_drains(gateway: GatewayProcess) -> None:
                 await anyio.sleep(0.01)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_polite_end_under_load_loses_no_answer(era: str) -> None:
     calls = [f"call {number}" for number in range(20)]
@@ -217,6 +219,7 @@ async def test_a_polite_end_under_load_loses_no_answer(era: str) -> None:
     assert sorted(answers) == sorted(calls)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_call_longer_than_the_drain_is_ended(era: str) -> None:
     async with (
@@ -225,15 +228,15 @@ async def test_a_call_longer_than_the_drain_is_ended(era: str) -> None:
         client(gateway.url, era) as caller,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(call_that_fails, caller)
+        tasks.start_soon(call_that_fails, caller, "the call was ended: the gateway is shutting down")
         await eventually(lambda: slow.at_work == 1)
         gateway.process.send_signal(signal.SIGTERM)
         with anyio.fail_after(GONE):
             assert await gateway.process.wait() == 0
 
 
-async def call_that_fails(caller: Any) -> None:
-    with fails(within=GONE):
+async def call_that_fails(caller: Any, *words: str) -> None:
+    with fails(*words, within=GONE):
         await caller.call_tool("slow_echo", WAIT)
 
 

@@ -230,6 +230,7 @@ async def test_a_list_without_measure_is_cut_for_that_server_only(mode: str, tra
             assert text_of(await caller.call_tool(name, HELLO)) == "hello"
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_list_of_nonsense_leaves_that_server_out_only(transport: str, era: str) -> None:

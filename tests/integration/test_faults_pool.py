@@ -27,8 +27,6 @@ from tests.helpers.gateway import ERAS, client, gateway_over_http, servers_toml
 from tests.helpers.http_backend import VERSION, Seen, answer, http_backend
 from tests.helpers.processes import eventually
 
-pytestmark = pytest.mark.core
-
 SLOTS, CALLERS = 4, 50
 
 
@@ -78,6 +76,7 @@ async def counting() -> AsyncIterator[Counting]:
         yield backend
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
 async def test_no_more_sessions_than_slots_and_first_come_first_served(era: str) -> None:
     """Every call has a session of its own, the fifty wait for four slots, and each comes to its turn."""
@@ -101,6 +100,7 @@ async def ask_and_check(caller: Any, text: str) -> None:
     assert text_of(await caller.call_tool("busy_echo", {"text": text})) == text
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
 async def test_who_waits_too_long_for_a_slot_is_told_so(era: str) -> None:
     async with counting() as backend:
@@ -144,6 +144,7 @@ async def give_up(caller: Any, text: str, after: float) -> None:
 LIMITS = [{"idle_timeout": 0.5}, {"max_lifetime": 0.5, "health_interval": 0.1}]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("limit", LIMITS, ids=["idle", "lifetime"])
 async def test_sessions_close_when_idle_or_old_and_never_while_they_work(limit: dict[str, float], era: str) -> None:

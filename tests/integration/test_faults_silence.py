@@ -151,6 +151,21 @@ async def test_progress_does_not_extend_a_call_for_ever(transport: str, era: str
 
 @pytest.mark.core
 @pytest.mark.parametrize("era", ERAS)
+async def test_a_listing_that_waits_behind_a_long_call_does_not_end_it(era: str) -> None:
+    """A simple server does one thing after the other. That it does not list meanwhile does not mean that it is dead."""
+    timeouts = QUICK | {"initialize": 0.2, "call_max": 1.5}
+    async with (
+        broken("progress", STDIO, timeouts=timeouts) as server,
+        gateway_over_http(both(server, refresh_interval=0.1)) as gateway,
+        client(gateway.url, era) as caller,
+    ):
+        await caller.list_tools()
+        with fails("longest time that a call may take", within=timeouts["call_max"] + SOON):
+            await caller.call_tool("broken_echo", WAIT)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("era", ERAS)
 async def test_comments_on_a_stream_are_no_progress(era: str) -> None:
     async def comments(seen: Seen) -> Any:
         response = await event_stream(seen)

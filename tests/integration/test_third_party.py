@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import mcp
 import pytest
 from fastmcp.client.elicitation import ElicitResult
+from fastmcp.client.transports import StdioTransport
 
-from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, remote, servers_toml
+from tests.helpers.gateway import PATIENCE, gateway_over_http, gateway_over_stdio, remote, servers_toml
 from tests.helpers.people import Window, window
 from tests.helpers.ports import free_port
 from tests.helpers.processes import START_TIMEOUT, ServerCommand, end, eventually
@@ -27,10 +31,10 @@ SLOW_START = {"first_start": 60.0, "list": 60.0}
 """Where the machine is busy, several interpreters that start at once take their time, and a list waits for all."""
 
 
-def process(server: ServerCommand, **more: Any) -> dict[str, Any]:
+def process(server: ServerCommand) -> dict[str, Any]:
     """The table of a third-party server."""
     uses = {"env": server.env} if server.env else {}
-    return {"command": server.command, "args": server.args, "timeouts": SLOW_START, **uses, **more}
+    return {"command": server.command, "args": server.args, **uses}
 
 
 @pytest.fixture
@@ -59,61 +63,105 @@ async def everything_url(everything_server: ServerCommand) -> AsyncIterator[str]
     environment = {**os.environ, "PORT": str(port)}
     server = await anyio.open_process(command, env=environment, stdin=None, stdout=None, stderr=None)
     try:
-        await eventually_listens(port)
+        await eventually(lambda: listens(port), within=START_TIMEOUT)
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
         with anyio.CancelScope(shield=True):
             await end(server, signal.SIGTERM)
 
 
-async def eventually_listens(port: int) -> None:
-    with anyio.fail_after(START_TIMEOUT):
-        while True:
-            try:
-                await (await anyio.connect_tcp("127.0.0.1", port)).aclose()
-                return
-            except OSError:
-                await anyio.sleep(0.05)
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @asynccontextmanager
-async def connected(front: str, toml: str, **options: Any) -> AsyncIterator[Window]:
-    if front == "http":
-        async with gateway_over_http(toml) as gateway, window(gateway.url, **options) as one:
-            yield one
-    else:
-        async with gateway_over_stdio(toml) as command, window(command.transport(), **options) as one:
-            yield one
+async def connected(table: dict[str, Any], **options: Any) -> AsyncIterator[Window]:
+    """A client of a gateway with this one server, `b`."""
+    toml = servers_toml({"b": table}, timeouts=SLOW_START)
+    async with gateway_over_http(toml) as gateway, window(gateway.url, **options) as one:
+        yield one
 
 
 async def text(one: Window, tool: str, **arguments: Any) -> str:
+    return text_of(await one.connection.call_tool(tool, arguments))
+
+
+def text_of(answer: Any) -> str:
     """The text of a tool's answer."""
-    answer = await one.connection.call_tool(tool, arguments)
     return "\n".join(getattr(content, "text", "") for content in answer.content)
 
 
-@pytest.mark.parametrize("front", ["http", "stdio"])
+# ---------------------------------------------------------------------------------- six servers, three makes of client
+
+Call = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture
+def work(git_repository: Path, tmp_path: Path) -> list[tuple[Call, str]]:
+    """A call of each server, with a text that its answer holds."""
+    note = str(tmp_path / "note.txt")
+    ada = {"name": "Ada", "entityType": "person", "observations": ["writes programs"]}
+    return [
+        (("time_get_current_time", {"timezone": "UTC"}), "UTC"),
+        (("git_git_log", {"repo_path": str(git_repository)}), "first"),
+        (("files_write_file", {"path": note, "content": "hello"}), "note.txt"),
+        (("files_read_text_file", {"path": note}), "hello"),
+        (("memory_create_entities", {"entities": [ada]}), "Ada"),
+        (("memory_search_nodes", {"query": "Ada"}), "writes programs"),
+        (("everything_echo", {"message": "hi"}), "Echo: hi"),
+        (("remote_echo", {"message": "hi"}), "Echo: hi"),
+    ]
+
+
+async def by_fastmcp(target: str | StdioTransport, calls: list[Call]) -> list[str]:
+    async with window(target) as one:
+        names = {tool.name for tool in await one.connection.list_tools()}
+        assert names >= {tool for tool, _ in calls}
+        return [await text(one, tool, **arguments) for tool, arguments in calls]
+
+
+async def by_the_python_sdk(url: str, calls: list[Call]) -> list[str]:
+    async with mcp.Client(url, read_timeout_seconds=PATIENCE) as one:
+        names = {tool.name for tool in (await one.list_tools()).tools}
+        assert names >= {tool for tool, _ in calls}
+        return [text_of(await one.call_tool(tool, arguments)) for tool, arguments in calls]
+
+
+async def by_the_typescript_sdk(url: str, calls: list[Call]) -> list[str]:
+    script = str(Path(__file__).parent / "npm" / "call.mjs")
+    with anyio.fail_after(60):
+        done = await anyio.run_process(["node", script, url, json.dumps(calls)], check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    texts: list[str] = json.loads(done.stdout)
+    return texts
+
+
+@pytest.mark.parametrize("client", [by_fastmcp, by_the_python_sdk, by_the_typescript_sdk])
 async def test_six_servers_behind_one_gateway_each_do_their_work(
-    front: str,
+    client: Callable[[str, list[Call]], Awaitable[list[str]]],
     five_processes: dict[str, dict[str, Any]],
     everything_url: str,
-    git_repository: Path,
-    tmp_path: Path,
+    work: list[tuple[Call, str]],
 ) -> None:
-    servers = {**five_processes, "remote": remote(everything_url, timeouts=SLOW_START)}
-    ada = {"name": "Ada", "entityType": "person", "observations": ["writes programs"]}
-    async with connected(front, servers_toml(servers)) as one:
-        names = {tool.name.partition("_")[0] for tool in await one.connection.list_tools()}
-        assert names == set(servers)
-        assert "UTC" in await text(one, "time_get_current_time", timezone="UTC")
-        assert "first" in await text(one, "git_git_log", repo_path=str(git_repository))
-        await text(one, "files_write_file", path=str(tmp_path / "note.txt"), content="hello")
-        assert await text(one, "files_read_text_file", path=str(tmp_path / "note.txt")) == "hello"
-        await text(one, "memory_create_entities", entities=[ada])
-        assert "writes programs" in await text(one, "memory_search_nodes", query="Ada")
-        for name in ("everything", "remote"):
-            assert await text(one, f"{name}_echo", message="hello") == "Echo: hello"
-    assert (tmp_path / "note.txt").read_text() == "hello"
+    servers = {**five_processes, "remote": remote(everything_url)}
+    async with gateway_over_http(servers_toml(servers, timeouts=SLOW_START)) as gateway:
+        heard = await client(gateway.url, [call for call, _ in work])
+    does_each(work, heard)
+
+
+async def test_they_do_it_for_a_client_that_starts_the_gateway_over_stdio_too(
+    five_processes: dict[str, dict[str, Any]], everything_url: str, work: list[tuple[Call, str]]
+) -> None:
+    servers = {**five_processes, "remote": remote(everything_url)}
+    async with gateway_over_stdio(servers_toml(servers, timeouts=SLOW_START)) as command:
+        heard = await by_fastmcp(command.transport(), [call for call, _ in work])
+    does_each(work, heard)
+
+
+def does_each(work: list[tuple[Call, str]], heard: list[str]) -> None:
+    for (call, expected), answer in zip(work, heard, strict=True):
+        assert expected in answer, call
 
 
 # ------------------------------------------------------------------------------------------- the reference server
@@ -124,7 +172,7 @@ def reference(request: pytest.FixtureRequest, everything_server: ServerCommand) 
     """Its table, reached in one way or the other."""
     if request.param == "stdio":
         return process(everything_server)
-    return remote(request.getfixturevalue("everything_url"), timeouts=SLOW_START)
+    return remote(request.getfixturevalue("everything_url"))
 
 
 NEEDS_THE_CLIENT = {"b_trigger-sampling-request", "b_trigger-elicitation-request", "b_get-roots-list"}
@@ -142,7 +190,7 @@ async def test_it_asks_the_caller_and_tells_him_of_its_progress(reference: dict[
     async def decline(*_: Any) -> Any:
         return ElicitResult(action="decline")
 
-    async with connected("http", servers_toml({"b": reference}), elicitation_handler=decline) as one:
+    async with connected(reference, elicitation_handler=decline) as one:
         await offered(one, NEEDS_THE_CLIENT)
         one.heard.clear()
         assert one.tag in await text(one, "b_trigger-sampling-request", prompt="owls", maxTokens=10)
@@ -157,14 +205,14 @@ async def test_it_asks_the_caller_and_tells_him_of_its_progress(reference: dict[
 
 async def test_it_does_not_offer_what_the_client_cannot_do(reference: dict[str, Any]) -> None:
     mute = {"elicitation_handler": None, "sampling_handler": None, "roots": None}
-    async with connected("http", servers_toml({"b": reference}), **mute) as one:
+    async with connected(reference, **mute) as one:
         names = {tool.name for tool in await one.connection.list_tools()}
         assert "b_echo" in names
         assert names.isdisjoint(NEEDS_THE_CLIENT)
 
 
 async def test_its_results_resources_and_prompts_come_through(reference: dict[str, Any]) -> None:
-    async with connected("http", servers_toml({"b": reference})) as one:
+    async with connected(reference) as one:
         client = one.connection
         weather = await client.call_tool("b_get-structured-content", {"location": "Chicago"})
         assert set(weather.structured_content or {}) == {"temperature", "conditions", "humidity"}
@@ -194,7 +242,7 @@ async def test_two_clients_of_it_at_once_are_each_asked_for_their_own(reference:
         assert f"file:///{one.tag}" in await text(one, "b_get-roots-list")
 
     async with (
-        gateway_over_http(servers_toml({"b": reference})) as gateway,
+        gateway_over_http(servers_toml({"b": reference}, timeouts=SLOW_START)) as gateway,
         window(gateway.url, tag="one") as one,
         window(gateway.url, tag="two") as two,
         anyio.create_task_group() as tasks,

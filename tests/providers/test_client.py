@@ -188,7 +188,9 @@ async def test_the_identity_is_there_before_the_first_message() -> None:
 async def test_the_clients_era_is_taken_and_the_other_where_there_is_no_choice(
     backend: FakeBackend, prefers_modern: bool, is_modern: bool
 ) -> None:
-    async with open_session(backend.resource(), backend.open_wire, prefers_modern=prefers_modern, deadline=10) as session:
+    async with open_session(
+        backend.resource(), backend.open_wire, prefers_modern=prefers_modern, deadline=10
+    ) as session:
         assert session.is_modern is is_modern
         assert (await session.request("tools/list", {}, None))["tools"] == backend.tools
         assert await session.ping(2)

@@ -97,7 +97,21 @@ def test_over_a_process_the_identity_is_plain_json() -> None:
 
 
 def random_header(pick: random.Random) -> str:
-    parts = ["mcp", "x", "session", "id", "auth", "proxy", "param", "user", "name", "accept", "content", "type", "cookie"]
+    parts = [
+        "mcp",
+        "x",
+        "session",
+        "id",
+        "auth",
+        "proxy",
+        "param",
+        "user",
+        "name",
+        "accept",
+        "content",
+        "type",
+        "cookie",
+    ]
     return "-".join(pick.choice(parts) for _ in range(pick.randint(1, 4)))
 
 

@@ -24,7 +24,7 @@ from tests.helpers.fakes import ALICE, BOB, settled
 
 pytestmark = pytest.mark.core
 
-SERVER = '''
+SERVER = """
 import anyio
 from contextlib import asynccontextmanager
 from fastmcp import Context, FastMCP
@@ -64,7 +64,7 @@ async def hang() -> str:
 @mcp.tool
 def fail() -> str:
     raise RuntimeError("in the tool")
-'''
+"""
 
 
 class Programs:
@@ -200,7 +200,11 @@ note.write_text((note.read_text() if note.exists() else "") + threading.current_
     [
         ("def broken(", "mcp", "cannot be imported (SyntaxError; the log has the details)."),
         ("import not_there_at_all", "mcp", "cannot be imported (ModuleNotFoundError; the log has the details)."),
-        ("raise RuntimeError('password=hunter2')", "mcp", "cannot be imported (RuntimeError; the log has the details)."),
+        (
+            "raise RuntimeError('password=hunter2')",
+            "mcp",
+            "cannot be imported (RuntimeError; the log has the details).",
+        ),
         ("import sys; sys.exit(3)", "mcp", "cannot be imported (SystemExit; the log has the details)."),
         (SERVER, "absent", "has no FastMCP object named 'absent'. Correct 'python'."),
         (SERVER, "not_a_server", "has no FastMCP object named 'not_a_server'. Correct 'python'."),

@@ -335,3 +335,15 @@ async def test_failing_to_close_harms_nobody(caplog: pytest.LogCaptureFixture) -
         assert pool.connections() == []
         async with lease(pool, backend.target(), FIRST) as again:
             await again.request("ping", {})
+
+
+async def test_backends_that_do_not_end_hold_up_the_end_no_longer_than_their_deadline() -> None:
+    stubborn, proper = FakeBackend("stubborn", before_close=never), FakeBackend("proper")
+    async with pool_of() as pool:
+        for number in range(5):
+            async with lease(pool, stubborn.target(timeouts={"shutdown": 5}), caller_of(session=f"session:{number}")):
+                pass
+        async with lease(pool, proper.target(), FIRST):
+            began = anyio.current_time()
+            pool.evict("proper", before_generation=2)
+    assert anyio.current_time() - began < 20 and proper.open == 0

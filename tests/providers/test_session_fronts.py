@@ -173,7 +173,11 @@ def logs_during_the_call(*levels: str) -> Any:
 
 @core
 async def test_a_log_reaches_the_client_of_the_call() -> None:
-    backend, caller, other = FakeBackend(answers={"tools/call": logs_during_the_call("info", "error")}), Inbox(), Inbox()
+    backend, caller, other = (
+        FakeBackend(answers={"tools/call": logs_during_the_call("info", "error")}),
+        Inbox(),
+        Inbox(),
+    )
     async with desk_with(backend) as desk, caller.client(desk) as client, other.client(desk):
         await said_by(client, "mine")
         await settled()
@@ -262,7 +266,11 @@ async def test_a_question_goes_to_the_client_of_the_call_and_its_answer_comes_ba
 @core
 async def test_only_what_the_client_declared_is_asked() -> None:
     inbox = Inbox()
-    for method, params in (("elicitation/create", QUESTION), ("sampling/createMessage", SAMPLING), ("roots/list", None)):
+    for method, params in (
+        ("elicitation/create", QUESTION),
+        ("sampling/createMessage", SAMPLING),
+        ("roots/list", None),
+    ):
         got: list[Json] = []
         backend = FakeBackend(answers={"tools/call": asks(method, params, got)})
         async with desk_with(backend) as desk, inbox.client(desk) as client:

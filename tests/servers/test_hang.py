@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.helpers.processes import SERVERS
+from tests.helpers.faults import descendants, signal_all
+from tests.helpers.processes import SERVERS, is_running
 
 pytestmark = pytest.mark.core
 
@@ -135,6 +137,91 @@ def test_a_wrong_id_is_one_that_nobody_asked_with(ask: Ask) -> None:
 
 def test_twice_answers_twice(ask: Ask) -> None:
     assert [text_of(answer) for answer in ask("twice", CALL)] == ["hello", "hello"]
+
+
+def test_progress_never_ends() -> None:
+    call = {**CALL, "params": {"name": "echo", "arguments": {"text": "wait"}, "_meta": {"progressToken": 7}}}
+    with running("progress") as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(encoded(call) + b"\n")
+        process.stdin.flush()
+        steps = [json.loads(process.stdout.readline())["params"] for _ in range(3)]
+    assert steps == [{"progressToken": 7, "progress": step} for step in (1, 2, 3)]
+
+
+def test_a_late_answer_comes_with_the_cancel() -> None:
+    call = {**CALL, "params": {"name": "echo", "arguments": {"text": "wait"}}}
+    cancel = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}'
+    with running("late") as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(encoded(call) + b"\n" + encoded(PING) + b"\n" + cancel + b"\n")
+        process.stdin.flush()
+        assert b"ping" in process.stdout.readline()
+        assert text_of(process.stdout.readline()) == "late"
+
+
+@pytest.mark.parametrize(("mode", "result"), [("no-object", ["hello"]), ("wrong-shape", {"content": "hello"})])
+def test_a_result_is_none(ask: Ask, mode: str, result: object) -> None:
+    [answer] = ask(mode, CALL)
+    assert json.loads(answer)["result"] == result
+
+
+def test_bad_text_is_json_but_for_one_byte(ask: Ask) -> None:
+    [answer] = ask("bad-text", CALL)
+    with pytest.raises(UnicodeDecodeError):
+        answer.decode()
+    assert text_of(answer.decode("latin-1").encode()) == "caf\xe9"
+
+
+def test_a_long_list_has_ten_thousand_tools(ask: Ask) -> None:
+    [answer] = ask("many-tools", LIST)
+    assert len({tool["name"] for tool in json.loads(answer)["result"]["tools"]}) == 10_000
+
+
+def test_a_big_schema_has_five_megabytes(ask: Ask) -> None:
+    [answer] = ask("big-schema", LIST)
+    assert len(answer) > 5 * 1024 * 1024
+
+
+def test_an_endless_list_has_always_another_page(ask: Ask) -> None:
+    cursor = None
+    for _ in range(3):
+        [answer] = ask("endless-list", {**LIST, "params": {"cursor": cursor} if cursor else {}})
+        page = json.loads(answer)["result"]
+        assert page["nextCursor"] != cursor and len(page["tools"]) >= 100
+        cursor = page["nextCursor"]
+
+
+def test_an_odd_list_has_one_proper_tool(ask: Ask) -> None:
+    [answer] = ask("odd-list", LIST)
+    tools = json.loads(answer)["result"]["tools"]
+    assert len(tools) == 6 and tools[-1]["name"] == "echo"
+
+
+def test_it_lists_once() -> None:
+    with running("list-once") as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(encoded(LIST) + b"\n" + encoded(LIST) + b"\n" + encoded(PING) + b"\n")
+        process.stdin.flush()
+        assert b"tools" in process.stdout.readline()
+        assert b"ping" in process.stdout.readline()
+
+
+def test_a_stubborn_one_stays_and_so_does_its_child() -> None:
+    with running("stubborn") as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(encoded(PING) + b"\n")
+        process.stdin.close()
+        assert b"ping" in process.stdout.readline()  # from now on it heeds nothing
+        [child] = descendants(process.pid)
+        try:
+            for polite in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal_all({process.pid, child}, polite)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            assert is_running(child)
+        finally:
+            signal_all({child}, signal.SIGKILL)
 
 
 def test_a_big_line_is_well_formed_and_has_64_megabytes(ask: Ask) -> None:

@@ -1,7 +1,7 @@
 """Containers on a real Docker engine. Without one these tests are skipped, with one line that says so; in CI they fail.
 
-The images are built once, without a registry, by images/build.sh. When a test has ended, nothing of its gateways is left
-at the engine.
+The images are built once, without a registry, by images/build.sh. When a test has ended, nothing of its gateways is
+left at the engine.
 """
 
 from __future__ import annotations
