@@ -45,8 +45,6 @@ from providers.resource import McpServerResource
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY = 0.02
-
 
 @dataclass(slots=True)
 class _Attempt:
@@ -71,8 +69,6 @@ class McpContainerManager:
         self.instance = instance
         self._allowed_paths, self._engine = allowed_paths, DockerEngine(host)
         self._strangers: set[str] = set()
-        self._making = 0
-        """Threads that make a container now, also for callers who have given up."""
         self._taking_over = anyio.Lock()
         """What is taken into use is not removed at the same moment."""
         self._live: dict[str, str] = {}
@@ -189,14 +185,10 @@ class McpContainerManager:
             self._live.pop(attempt.made.name, None)
 
     def _create(self, attempt: _Attempt, api: Api) -> Container:
-        self._making += 1
-        try:
-            attempt.made = self._make(attempt.resource, attempt.scope, api)
-            if attempt.is_abandoned:
-                self._abandon(attempt)
-            return attempt.made
-        finally:
-            self._making -= 1
+        attempt.made = self._make(attempt.resource, attempt.scope, api)
+        if attempt.is_abandoned:
+            self._abandon(attempt)
+        return attempt.made
 
     def _make(self, resource: McpServerResource, scope: str, api: Api) -> Container:
         check_mounts(resource, self._allowed_paths, [self.engine.socket_path] if self.engine.socket_path else [])
@@ -343,9 +335,8 @@ class McpContainerManager:
             everything: also those in use: the gateway ends, or it is another one that was killed.
         """
         in_use = {} if everything else self._live
-        with anyio.move_on_after(SLOW if everything else 0):
-            while self._making:  # noqa: ASYNC110  # threads tell nobody
-                await anyio.sleep(_LOOK_EVERY)
+        if everything:
+            await self._engine.rest()  # what was being made is there now, and what was being removed is gone
         kept = set()
         for status in await self.list_servers():
             container = status.container

@@ -29,6 +29,7 @@ from providers.errors import BackendUnavailable, ConfigurationError
 _THREADS = 8
 QUICK, SLOW = 5.0, 15.0
 """Seconds for a question to the engine, and for making, starting or ending a container."""
+_LOOK_EVERY = 0.02
 _SDK_SECONDS = 10
 """After which the SDK gives up by itself, so that a hung engine holds no thread for ever."""
 
@@ -59,6 +60,8 @@ class DockerEngine:
         self._threads = anyio.CapacityLimiter(_THREADS)
         self._connecting = threading.Lock()
         self._connected: Api | None = None
+        self._working: set[object] = set()
+        """Threads that are at work, also for callers who have given up."""
         self.own_id: str | None = None
         """The container that the gateway itself runs in, if it is one of this engine's."""
 
@@ -116,14 +119,24 @@ class DockerEngine:
         deadline ends it."""
 
         def run() -> Result:
-            with _translated(server, lambda: self.address):
-                return work(self._api())
+            self._working.add(me := object())
+            try:
+                with _translated(server, lambda: self.address):
+                    return work(self._api())
+            finally:
+                self._working.discard(me)
 
         try:
             with anyio.fail_after(deadline):
                 return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads)
         except TimeoutError:
             raise EngineUnavailable(server, f"Docker did not answer within {deadline:g} s ({self.address}).") from None
+
+    async def rest(self) -> None:
+        """Until no thread is at work any more, but no longer than a question may take."""
+        with anyio.move_on_after(QUICK):
+            while self._working:  # noqa: ASYNC110  # threads tell nobody
+                await anyio.sleep(_LOOK_EVERY)
 
     def pull(self, server: str, image: str) -> Iterator[Mapping[str, Any]]:
         """What the engine tells while it fetches an image. It blocks, and nobody can say for how long."""
