@@ -16,8 +16,8 @@ from composition.registry import Registry
 from providers import lines
 from providers.errors import GatewayError
 from providers.identity import Identity
+from providers.lease import CALLS
 
-_CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
 _MAX_PURPOSE = 300
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
 _FAREWELL_SECONDS = 1.0
@@ -60,7 +60,7 @@ class RootMiddleware(Middleware):
             level = message.get("level") if isinstance(message, dict) else getattr(message, "level", None)
             if isinstance(level, str):
                 lines.remember_log_level(context.fastmcp_context, level)
-        if context.method not in _CALLS:
+        if context.method not in CALLS:
             return await super().__call__(context, call_next)
         if self._is_draining:
             raise GatewayError(_SHUTTING_DOWN)

@@ -100,6 +100,9 @@ class _Scope:
     is_dormant: bool = False
     """The session of its caller ended; nothing is asked until somebody comes for it."""
     is_stale: bool = True
+    was_used: bool = False
+    """Somebody was answered with it since it was asked for last. What nobody uses is not renewed: that would keep a
+    backend running for nobody."""
     was_missed: bool = False
     """Somebody was answered without it, and is to hear when it comes."""
     loading: anyio.Event | None = None
@@ -156,8 +159,7 @@ class Catalogue:
             has_waited = scope.was_missed and patience is not None  # who lists is told when it comes
             with anyio.move_on_after(0 if has_waited else patience):
                 await scope.loading.wait()
-        if scope.listing is None:
-            scope.was_missed = True
+        scope.was_used, scope.was_missed = True, scope.was_missed or scope.listing is None
         return scope.listing
 
     def renew_if_stale(self, caller: Caller) -> None:
@@ -177,7 +179,8 @@ class Catalogue:
         """The caller's scope, renewed on this caller's behalf from now on."""
         scope = self._find(caller)
         if scope is not None:
-            scope.caller, scope.is_dormant = caller, False
+            scope.caller, scope.is_dormant, scope.was_used = caller, False, True
+            self._age(scope)
             self._scopes.move_to_end(caller.session if caller.session in self._scopes else _scope_key(caller))
         return scope
 
@@ -229,11 +232,14 @@ class Catalogue:
 
     def tick(self) -> None:
         """Called about once a second: renew what is old, and try again what failed and is missed."""
-        now = anyio.current_time()
         for scope in list(self._scopes.values()):
-            if scope.listing is not None and now - scope.loaded_at > self._refresh_interval:
-                scope.is_stale = True
+            if scope.was_used:
+                self._age(scope)
             self._load_if_stale(scope)
+
+    def _age(self, scope: _Scope) -> None:
+        if scope.listing is not None and anyio.current_time() - scope.loaded_at > self._refresh_interval:
+            scope.is_stale = True
 
     def _load_if_stale(self, scope: _Scope) -> None:
         if scope.is_dormant or not scope.is_stale or scope.loading is not None or self._rests():
@@ -251,6 +257,7 @@ class Catalogue:
         if self._tasks is not None:
             scope.began_at = anyio.current_time()
             scope.loading = anyio.Event()
+            scope.was_used = False
             scope.is_stale = False  # a change that is announced from here on makes it stale again
             self._tasks.start_soon(self._load, scope)
 

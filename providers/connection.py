@@ -104,7 +104,6 @@ class PooledConnection:
     checked_at: float
     state: ConnectionState = ConnectionState.CONNECTING
     in_use: int = 0
-    served: int = 0
     holder: tuple[str, Identity] | None = None
     is_suspect: bool = False
     """It is being asked whether it is still there; nobody gets it before it has answered."""

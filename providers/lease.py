@@ -131,7 +131,8 @@ async def lease(
         held.close()
 
 
-_CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
+CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
+"""The requests that a backend works at; everything else is answered from memory."""
 
 _current: ContextVar[Lease] = ContextVar("apollos_lease")
 
@@ -155,7 +156,7 @@ class PoolMiddleware(Middleware):
         self._pool, self._sessions, self._target = pool, sessions, target
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if context.method not in _CALLS:
+        if context.method not in CALLS:
             return await call_next(context)
         identity = current_identity()
         if identity is None:

@@ -147,7 +147,6 @@ class McpConnectionPool:
 
     def succeeded(self, connection: PooledConnection) -> None:
         """The backend answered: its past failures are forgotten."""
-        connection.served += 1
         self.backoff.succeeded(connection.target.key)
 
     # --- the one place to decide

@@ -28,6 +28,7 @@ from tests.helpers.fakes import (
     pool_of,
     settled,
     text,
+    time_passes,
 )
 
 pytestmark = pytest.mark.core
@@ -54,7 +55,7 @@ async def call(pool: McpConnectionPool, target: Target, caller: Caller) -> None:
 
 async def nothing_is_left(pool: McpConnectionPool, targets: list[Target]) -> None:
     """What has to hold once all callers are gone; and afterwards everything works."""
-    await anyio.sleep(60)
+    await time_passes(60)
     statistics = pool.statistics()
     assert (statistics.leases, statistics.waiting, statistics.active, statistics.draining) == (0, 0, 0, 0)
     assert all(connection.state is ConnectionState.IDLE for connection in pool.connections())
@@ -87,7 +88,7 @@ class Moody(FakeBackend):
 
     async def _slowly(self) -> None:
         if self.is_moody:
-            await anyio.sleep(self.pick.choice((0, 0, 0.01, 0.1)))
+            await time_passes(self.pick.choice((0, 0, 0.01, 0.1)))
 
     async def _answer(self, request: Call) -> Json:
         await self._slowly()
@@ -111,7 +112,7 @@ async def gives_up(pool: McpConnectionPool, target: Target, pick: random.Random)
         if by_turns:
             await settled(turns)
         else:
-            await anyio.sleep(patience)
+            await time_passes(patience)
         tasks.cancel_scope.cancel()
 
 
@@ -127,7 +128,7 @@ async def test_a_thousand_callers_who_give_up_at_random_leave_nothing_in_use(see
             for number in range(1000):
                 tasks.start_soon(gives_up, pool, pick.choice(targets), pick)
                 if number % 20 == 0:
-                    await anyio.sleep(pick.choice((0, 0.01, 0.05)))
+                    await time_passes(pick.choice((0, 0.01, 0.05)))
         for backend in backends:
             backend.is_moody = False
         await nothing_is_left(pool, targets)
@@ -153,7 +154,7 @@ async def warm(pool: McpConnectionPool, backend: FakeBackend, target: Target) ->
 async def quiet(pool: McpConnectionPool, backend: FakeBackend, target: Target) -> None:
     """It was idle for so long that it is asked first."""
     await warm(pool, backend, target)
-    await anyio.sleep(40)
+    await time_passes(40)
 
 
 async def full(pool: McpConnectionPool, backend: FakeBackend, target: Target) -> None:

@@ -15,6 +15,7 @@ from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
 from composition import gateway as module
+from composition import servers_file
 from composition.gateway import Gateway, GatewayState
 from composition.servers_file import load_configuration
 from providers.errors import GatewayError
@@ -99,7 +100,7 @@ def test_each_way_to_reach_a_server_has_its_wire(configured: Configured, monkeyp
 
 def test_without_a_lifespan_it_starts_when_it_is_asked_and_leaves_nothing(configured: Configured) -> None:
     """As `fastmcp inspect` uses it, which runs no lifespan; and then again, in another event loop."""
-    gateway = configured.gateway({"one": PROPER})
+    gateway = configured.gateway({"one": PROPER | {"timeouts": {"shutdown": 20}}})
 
     async def inspect() -> None:
         assert [each.name for each in await gateway.mcp.list_tools()] == ["one_echo"]
@@ -111,7 +112,7 @@ def test_without_a_lifespan_it_starts_when_it_is_asked_and_leaves_nothing(config
         asyncio.run(inspect())
         assert gateway.state is GatewayState.STOPPED and repr(gateway.pool) == "<McpConnectionPool 0/20, 0 waiting>"
         assert_soon_no_backends()
-        assert time.monotonic() - began < 3, "a backend that is told to end, ends"
+        assert time.monotonic() - began < 5, "a backend that is told to end, ends"
 
 
 def assert_soon_no_backends() -> None:
@@ -244,17 +245,23 @@ async def test_a_broken_file_is_told_and_the_last_good_one_stands(
         assert await names(client) == ["one_echo", "two_echo"]
 
 
-async def test_a_file_that_is_emptied_and_written_anew_is_no_change_for_what_stays(
-    configured: Configured, caplog: pytest.LogCaptureFixture
+async def test_a_file_that_is_seen_while_it_is_being_saved_is_read_again(
+    configured: Configured, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many editors save so, and whoever looks in between sees an empty file, which is a good one."""
-    gateway = configured.gateway({"one": PROPER})
+    """Many editors empty a file before they write it, and an empty file is a good one."""
+    gateway, look = configured.gateway({"one": PROPER}), servers_file._look
+
+    def saved_after_the_first_look(*arguments: Any) -> Any:
+        seen = look(*arguments)
+        if not configured.path.read_text():
+            configured.write({"one": PROPER, "two": PROPER})
+        return seen
+
+    monkeypatch.setattr(servers_file, "_look", saved_after_the_first_look)
     with caplog.at_level("INFO"):
         async with running(gateway):
-            for number in range(20):
-                configured.write({"one": PROPER, f"other-{number}": PROPER})
-                await anyio.sleep(0.01)
-            await eventually(lambda: "other-19" in gateway.registry.mounts)
+            configured.path.write_text("")
+            await eventually(lambda: "two" in gateway.registry.mounts)
     assert "server 'one' unmounted" not in caplog.text
 
 

@@ -78,3 +78,11 @@ def test_loopback_is_listened_on(host: str) -> None:
         return
     with bind(host, 0, has_auth=False) as listener:
         assert address_of(listener).startswith("http://[::1]:" if host == "::1" else "http://127.0.0.1:")
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Also where asyncio accepts the connections, which would let the kernel wait for more to send."""
+    with bind("127.0.0.1", 0, has_auth=False) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -14,7 +14,7 @@ from fastmcp.exceptions import ToolError
 from composition.mount import Mount
 from providers import lines
 from providers.lines import MCPError
-from tests.helpers.fakes import Call, FakeBackend, Json, held, never, no_waiting, settled, text, tool
+from tests.helpers.fakes import Call, FakeBackend, Json, held, never, no_waiting, settled, text, time_passes, tool
 from tests.helpers.house import House, house_of
 
 pytestmark = pytest.mark.core
@@ -43,7 +43,7 @@ class Ear:
 
     async def after(self, seconds: float = 1) -> list[str]:
         """What was told since the last time."""
-        await anyio.sleep(seconds)
+        await time_passes(seconds)
         told, self.told = self.told, []
         return sorted(told)
 
@@ -136,7 +136,7 @@ async def test_one_server_that_hangs_costs_a_listing_its_own_patience_and_the_ot
 
 async def test_servers_are_asked_all_at_once() -> None:
     async def slowly(call: Call) -> Json:
-        await anyio.sleep(1.5)
+        await time_passes(1.5)
         return {"tools": [tool("a")]}
 
     backends = [FakeBackend(f"s{number}", answers={"tools/list": slowly}) for number in range(10)]
@@ -205,10 +205,10 @@ async def test_switching_off_and_on_is_removing_and_adding() -> None:
     async with house_of(files) as house, house.client() as client:
         assert await names(client) == ["files_echo"]
         await house.store.upsert(files.resource(is_enabled=False))
-        await anyio.sleep(1)
+        await time_passes(1)
         assert await names(client) == [] and files.open == 0
         await house.store.upsert(files.resource())
-        await anyio.sleep(1)
+        await time_passes(1)
         assert await names(client) == ["files_echo"]
 
 
@@ -218,7 +218,7 @@ async def test_what_did_not_change_keeps_its_mount_and_its_connections() -> None
         await names(client)
         kept = house.registry.mounts["files"]
         await house.store.upsert(other.resource(args=("--new",)))
-        await anyio.sleep(3)
+        await time_passes(3)
         assert house.registry.mounts["files"] is kept and len(files.wires) == 1
         assert house.wires_made == ["files", "other", "other"]
         assert len(other.wires) == 2 and other.open == 1
@@ -294,7 +294,7 @@ async def test_a_change_that_a_backend_announces_is_announced_as_that_kind_alone
     ear, files = Ear(), FakeBackend("files")
     async with house_of(files) as house, house.client(message_handler=ear) as client:
         await names(client)
-        await anyio.sleep(10)
+        await time_passes(10)
         files.tools = [tool("echo"), tool("new")]
         await files.wire.say("notifications/tools/list_changed")
         assert await ear.after(3) == ["tools"] and await names(client) == ["files_echo", "files_new"]

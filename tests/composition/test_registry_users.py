@@ -15,7 +15,7 @@ from fastmcp import Client
 from providers import lines
 from providers.lines import MCPError
 from providers.resource import McpServerResource
-from tests.helpers.fakes import Call, FakeBackend, Json, no_waiting, signed_in, text, tool
+from tests.helpers.fakes import Call, FakeBackend, Json, no_waiting, signed_in, text, time_passes, tool
 from tests.helpers.house import House, house_of
 
 pytestmark = pytest.mark.core
@@ -206,7 +206,7 @@ async def test_a_change_of_roles_counts_from_the_next_request_on_without_connect
         await anyio.lowlevel.checkpoint()
         assert "Unknown tool" in await client.call("files_run") and "of files" not in await client.everything_seen()
         await house.store.upsert(record("files", "dev"))
-        await anyio.sleep(1)
+        await time_passes(1)
         assert "by files" in await client.call("files_run")
         assert len(house.backends["files"].wires) == 1
 
@@ -228,10 +228,10 @@ async def test_only_who_may_read_a_server_is_told_that_it_came_changed_or_went()
         ):
             ann.told.clear()
             await change
-            await anyio.sleep(1)
+            await time_passes(1)
             assert TOOLS_CHANGED in ann.told and bob.told == nobody.told == set()
         await house.store.upsert(record("open", "*", description="new"))
-        await anyio.sleep(1)
+        await time_passes(1)
         assert TOOLS_CHANGED in bob.told and nobody.told == set()
 
 
@@ -245,7 +245,7 @@ async def test_who_loses_or_gains_a_server_is_told() -> None:
         for person in (ann, bob, eve):
             await person.tools()
         await house.store.upsert(record("files", "ops"))
-        await anyio.sleep(1)
+        await time_passes(1)
         assert TOOLS_CHANGED in bob.told, "bob has it now"
         assert TOOLS_CHANGED in ann.told, "ann has it no longer"
         assert eve.told == set() and (await ann.tools(), await bob.tools()) == ([], ["files_run"])
@@ -264,10 +264,10 @@ async def test_one_users_news_are_not_told_to_another() -> None:
         async with user(house, "ann") as ann, user(house, "bob") as bob:
             for person in (ann, bob):
                 await person.tools()
-            await anyio.sleep(10)
+            await time_passes(10)
             offers["ann"] = ["a", "a2"]
             await files.wires[0].say(TOOLS_CHANGED)
-            await anyio.sleep(3)
+            await time_passes(3)
             assert TOOLS_CHANGED in ann.told and bob.told == set()
             assert (await ann.tools(), await bob.tools()) == (["files_a", "files_a2"], ["files_b"])
 

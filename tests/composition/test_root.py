@@ -13,7 +13,7 @@ from composition.root import instructions, purpose
 from providers import lines
 from providers.identity import Identity
 from providers.lines import MCPError
-from tests.helpers.fakes import Call, FakeBackend, Json, never, no_waiting, settled, text
+from tests.helpers.fakes import Call, FakeBackend, Json, never, no_waiting, settled, text, time_passes
 from tests.helpers.house import OPERATOR, House, house_of
 
 core = pytest.mark.core
@@ -183,7 +183,7 @@ async def test_calls_are_counted_whatever_becomes_of_them() -> None:
             await client.call_tool("fake_unknown")
         with anyio.move_on_after(1):
             await client.call_tool("fake_echo")
-        await anyio.sleep(301)  # on 3.4 the client does not say that it gave up; the deadline of the call does
+        await time_passes(301)  # on 3.4 the client does not say that it gave up; the deadline of the call does
         assert house.root.calls == 0
 
 

@@ -319,7 +319,7 @@ class FakeBackend:
 
 
 @asynccontextmanager
-async def pool_of(**limits: float) -> AsyncIterator[McpConnectionPool]:
+async def pool_of(**limits: Any) -> AsyncIterator[McpConnectionPool]:
     async with McpConnectionPool(PoolLimits()._replace(**limits)) as pool:
         yield pool
 
@@ -345,6 +345,12 @@ def held(gate: anyio.Event) -> Callable[..., Awaitable[Any]]:
         await gate.wait()
 
     return hook
+
+
+async def time_passes(seconds: float) -> None:
+    """Let so much of the test's own time go by. Only within `no_waiting`: elsewhere it would be a wait."""
+    assert "time" in vars(asyncio.get_running_loop()), "only within no_waiting"
+    await anyio.sleep(seconds)
 
 
 async def settled(turns: int = 50) -> None:

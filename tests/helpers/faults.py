@@ -42,7 +42,7 @@ OTHERS_SLOWEST = 1.0
 """Seconds that another server's call may take meanwhile: not a measure of speed, but of being held up."""
 _OTHERS_PAUSE = 0.03
 
-BYSTANDER = local("hang.py", "proper")
+BYSTANDER = local("hang.py", "proper", timeouts={"list": 10.0})
 HELLO, WAIT = {"text": "hello"}, {"text": "wait"}
 
 

@@ -30,7 +30,7 @@ from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
 from composition.http import address_of, bind, build_app
 from composition.servers_file import load_configuration
 from providers.lines import MODERN
-from tests.helpers.processes import START_TIMEOUT, end, eventually, stdio_server
+from tests.helpers.processes import SERVERS, START_TIMEOUT, end, eventually, stdio_server
 
 ROOT = Path(__file__).parent.parent.parent
 LEGACY, LATEST = "legacy", "2026-07-28"
@@ -52,6 +52,12 @@ def servers_toml(servers: Mapping[str, Mapping[str, Any]], **gateway: Any) -> st
     return "\n".join(f"[{name}]\n{_lines(table)}" for name, table in tables)
 
 
+def patient_toml(servers: Mapping[str, Mapping[str, Any]], **gateway: Any) -> str:
+    """The same, but a list waits until all servers have started: on a busy machine that takes longer than a list waits
+    by default."""
+    return servers_toml(servers, **{"timeouts": {"first_start": 60.0, "list": 60.0}, **gateway})
+
+
 def _lines(table: Mapping[str, Any]) -> str:
     return "".join(f"{key} = {_value(value)}\n" for key, value in table.items())
 
@@ -66,6 +72,11 @@ def local(script: str, *args: str, **more: Any) -> dict[str, Any]:
     """The table of a server from tests/servers as a local process; `more` are further keys."""
     server = stdio_server(script, *args)
     return {"command": server.command, "args": server.args, **more}
+
+
+def in_process(script: str, **more: Any) -> dict[str, Any]:
+    """The table of a server from tests/servers inside the gateway's own process, which starts it fastest."""
+    return {"python": f"{SERVERS / script}:mcp", **more}
 
 
 def remote(url: str, **more: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class House:
         *backends: FakeBackend,
         records: list[McpServerResource] | None = None,
         local: Identity | None = OPERATOR,
-        **limits: float,
+        **limits: Any,
     ) -> None:
         self.backends = {backend.name: backend for backend in backends}
         self.wires_made: list[str] = []

@@ -23,19 +23,22 @@ from tests.helpers.gateway import (
     ROOT,
     StdioGateway,
     client,
+    gateway_over_http,
     gateway_over_stdio,
     gateway_process,
+    in_process,
     local,
-    servers_toml,
+    patient_toml,
 )
 from tests.helpers.processes import eventually
 
-SERVERS = servers_toml(
-    {"b": local("everything.py", description="A server for tests."), "small": local("hang.py", "proper")},
-    timeouts={"list": 30.0},  # on a busy machine a server may start slower than a list waits for by default
+SERVERS = patient_toml(
+    {"b": in_process("everything.py", description="A server for tests."), "small": local("hang.py", "proper")}
 )
 FRONTS = ("http", "stdio")
 GREETING = "- b: A server for tests."
+
+pytestmark = pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # of a backend in this process
 
 MARK = "XDG_APOLLOS_TEST_CLIENT"
 """Begins like what a backend may inherit, so that it reaches all processes that a command starts."""
@@ -45,7 +48,7 @@ MARK = "XDG_APOLLOS_TEST_CLIENT"
 async def target(front: str) -> AsyncIterator[str | StdioGateway]:
     """The URL of a gateway that runs, or how one is started."""
     if front == "http":
-        async with gateway_process(SERVERS) as served:
+        async with gateway_over_http(SERVERS) as served:
             yield served.url
     else:
         async with gateway_over_stdio(SERVERS) as command:

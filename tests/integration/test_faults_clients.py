@@ -220,7 +220,7 @@ async def test_a_thousand_cancelled_calls_leave_no_slot_and_no_task(transport: s
 async def test_a_thousand_dropped_connections_leave_no_slot_and_no_task(tmp_path: Path) -> None:
     """In the handshake era a client that hangs up may come back for the answer: its calls end at their deadline."""
     async with (
-        listener(STDIO, tmp_path, timeouts={"call": 1.0}) as backend,
+        listener(STDIO, tmp_path, timeouts={"call": 4.0}) as backend,
         gateway_over_http(both(backend.table)) as gateway,
         raw_client(gateway.url, version=HANDSHAKE) as caller,
     ):

@@ -19,7 +19,7 @@ import anyio
 import pytest
 from fastmcp.exceptions import ToolError
 
-from tests.helpers.gateway import LATEST, LEGACY, ServedGateway, gateway_over_http, local, servers_toml
+from tests.helpers.gateway import LATEST, LEGACY, ServedGateway, gateway_over_http, in_process, local, servers_toml
 from tests.helpers.people import Meeting, Window, identity, tokens, window
 from tests.helpers.processes import SERVERS, STOP_TIMEOUT
 
@@ -74,7 +74,7 @@ def served(transport: str, isolation: str, remote_servers: dict[str, dict[str, A
     """Starts a gateway with the test server `b`, which every user may use."""
     ways = {
         "stdio": local("everything.py"),
-        "python": {"python": f"{SERVERS / 'everything.py'}:mcp"},
+        "python": in_process("everything.py"),
         **remote_servers,
     }
     table = {**ways[transport], "isolation": isolation, "required_roles": ["*"]}

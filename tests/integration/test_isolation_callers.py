@@ -17,10 +17,18 @@ import pytest
 
 from providers.identity import IDENTITY_META_KEY
 from providers.lines import MODERN
-from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, gateway_process, local, remote, servers_toml
+from tests.helpers.gateway import (
+    gateway_over_http,
+    gateway_over_stdio,
+    gateway_process,
+    in_process,
+    local,
+    remote,
+    servers_toml,
+)
 from tests.helpers.http_backend import SESSION, http_backend
 from tests.helpers.people import identity, token, tokens, window
-from tests.helpers.processes import SERVERS, eventually, http_server, is_running
+from tests.helpers.processes import eventually, http_server, is_running
 from tests.helpers.rpc import HANDSHAKE, NEWEST, RawClient, raw_client
 
 VERSIONS = [HANDSHAKE, NEWEST] if MODERN else [HANDSHAKE]
@@ -103,7 +111,7 @@ async def everything(kind: str) -> AsyncIterator[dict[str, Any]]:
         case "process":
             yield local("everything.py", required_roles=["*"])
         case "python":
-            yield {"python": f"{SERVERS / 'everything.py'}:mcp", "required_roles": ["*"]}
+            yield in_process("everything.py", required_roles=["*"])
         case _:
             async with http_server("everything.py", "http") as server:
                 yield remote(server.url, required_roles=["*"])

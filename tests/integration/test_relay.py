@@ -20,14 +20,17 @@ from tests.helpers.gateway import (
     ServedGateway,
     gateway_over_http,
     gateway_over_stdio,
+    in_process,
     local,
+    patient_toml,
     remote,
-    servers_toml,
 )
 from tests.helpers.http_backend import Answerer, HttpBackend, always, answer, http_backend
 from tests.helpers.people import window
-from tests.helpers.processes import SERVERS, http_server
+from tests.helpers.processes import http_server
 from tests.helpers.rpc import Json, RawClient, raw_client
+
+pytestmark = pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # said by both SDKs
 
 
 @asynccontextmanager
@@ -37,7 +40,7 @@ async def everything(transport: str) -> AsyncIterator[dict[str, Any]]:
         case "stdio":
             yield local("everything.py")
         case "python":
-            yield {"python": f"{SERVERS / 'everything.py'}:mcp"}
+            yield in_process("everything.py")
         case "sse":
             async with http_server("everything.py", "sse", path="/sse") as server:
                 yield remote(server.url, transport_type="sse")
@@ -54,7 +57,7 @@ async def everything(transport: str) -> AsyncIterator[dict[str, Any]]:
 async def test_a_client_over_stdio_hears_and_is_asked_all_that_its_call_brings(transport: str) -> None:
     async with (
         everything(transport) as table,
-        gateway_over_stdio(servers_toml({"b": table})) as gateway,
+        gateway_over_stdio(patient_toml({"b": table})) as gateway,
         window(gateway.transport(), tag="me") as one,
     ):
         answers = await one.call("b_confer", tag="me", steps=2)
@@ -66,7 +69,7 @@ async def test_a_client_over_stdio_hears_and_is_asked_all_that_its_call_brings(t
 
 @pytest.mark.core
 async def test_calls_at_the_same_time_each_get_their_own_progress() -> None:
-    async with gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway:
+    async with gateway_over_http(patient_toml({"b": in_process("everything.py")})) as gateway:
         seen: dict[int, list[tuple[float, float | None]]] = {2: [], 3: [], 5: []}
 
         async def call(steps: int) -> None:
@@ -83,10 +86,9 @@ async def test_calls_at_the_same_time_each_get_their_own_progress() -> None:
 
 
 @pytest.mark.core
-@pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # by the client that sets the level
 @pytest.mark.parametrize("front", ["http", "stdio"])
 async def test_the_log_level_that_a_client_sets_holds_for_it_alone(front: str) -> None:
-    toml = servers_toml({"b": local("everything.py", isolation="user")})
+    toml = patient_toml({"b": in_process("everything.py", isolation="user")})
     async with gateway_over_http(toml) as served, gateway_over_stdio(toml) as command:
         target = served.url if front == "http" else command.transport()
         async with window(target) as quiet, window(served.url) as other:
@@ -112,7 +114,7 @@ async def test_an_answer_may_be_no_or_nothing_or_an_error() -> None:
         raise RuntimeError("no model here")
 
     async with (
-        gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway,
+        gateway_over_http(patient_toml({"b": in_process("everything.py")})) as gateway,
         window(gateway.url, elicitation_handler=elicit, sampling_handler=fail) as one,
     ):
         assert await one.call("b_ask", question="?") == "decline"
@@ -121,11 +123,10 @@ async def test_an_answer_may_be_no_or_nothing_or_an_error() -> None:
             await one.call("b_think", prompt="?")
 
 
-@pytest.mark.filterwarnings("ignore:The logging capability is deprecated")  # of a backend in this process
 async def test_a_client_of_the_newest_era_is_sent_no_question_and_the_backend_hears_so() -> None:
     async with (
         everything("python") as table,  # which speaks the handshake era, and so asks while the call runs
-        gateway_over_http(servers_toml({"b": table})) as gateway,
+        gateway_over_http(patient_toml({"b": table})) as gateway,
         window(gateway.url, era=LATEST) as one,
     ):
         for tool, arguments in (("ask", {"question": "?"}), ("think", {"prompt": "?"}), ("roots", {})):
@@ -176,7 +177,7 @@ async def scripted(**answers: Json) -> AsyncIterator[tuple[RawClient, HttpBacken
     script = {name.replace("_", "/"): result(value) for name, value in known.items()}
     async with (
         http_backend(**script) as backend,
-        gateway_over_http(servers_toml({"b": remote(backend.url)})) as gateway,
+        gateway_over_http(patient_toml({"b": remote(backend.url)})) as gateway,
         raw_client(gateway.url) as one,
     ):
         yield one, backend, gateway
@@ -252,7 +253,7 @@ async def test_a_prompt_is_the_backends_own_and_its_resources_can_be_read() -> N
 @pytest.mark.core
 async def test_resources_and_templates_are_listed_and_read_under_their_servers_name() -> None:
     async with (
-        gateway_over_http(servers_toml({"b": local("everything.py")})) as gateway,
+        gateway_over_http(patient_toml({"b": in_process("everything.py")})) as gateway,
         raw_client(gateway.url) as one,
     ):
         resources = (await one.request("resources/list", {}))["result"]["resources"]
@@ -266,11 +267,11 @@ async def test_resources_and_templates_are_listed_and_read_under_their_servers_n
 async def test_instructions_tell_which_servers_there_are_and_what_each_is_for() -> None:
     """On FastMCP 4.x: on 3.4 the greeting is sent before middleware sees it."""
     servers = {
-        "mine": local("everything.py", description="Words of the operator."),
-        "its-own": local("everything.py"),
-        "switched-off": local("everything.py", is_enabled=False),
+        "mine": in_process("everything.py", description="Words of the operator."),
+        "its-own": in_process("everything.py"),
+        "switched-off": in_process("everything.py", is_enabled=False),
     }
-    toml = servers_toml(servers, name="Tools", timeouts={"list": 30.0})
+    toml = patient_toml(servers, name="Tools")
     async with gateway_over_http(toml) as gateway, raw_client(gateway.url) as first:
         await first.request("tools/list", {})  # from now on it is known what the servers say of themselves
         async with raw_client(gateway.url) as client:

@@ -5,25 +5,20 @@ A backend may change its own lists, and the operator may edit servers.toml.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, local, remote, servers_toml
+from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, in_process, local, patient_toml, remote
 from tests.helpers.people import Window, tokens, window
-from tests.helpers.processes import SERVERS, eventually, http_server
+from tests.helpers.processes import eventually, http_server
 
 pytestmark = pytest.mark.core
 
 FRONTS = ("http", "stdio")
-
-
-def patient(servers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The text of a servers.toml where a list waits until all servers have started, on a busy machine, too."""
-    return servers_toml(servers, timeouts={"list": 30.0})
 
 
 @asynccontextmanager
@@ -33,7 +28,7 @@ async def everything(transport: str, **more: Any) -> AsyncIterator[dict[str, Any
         case "stdio":
             yield local("everything.py", **more)
         case "python":
-            yield {"python": f"{SERVERS / 'everything.py'}:mcp", **more}
+            yield in_process("everything.py", **more)
         case "sse":
             async with http_server("everything.py", "sse", path="/sse") as server:
                 yield remote(server.url, transport_type="sse", **more)
@@ -71,7 +66,7 @@ async def hears_of(one: Window, *kinds: str) -> None:
     [("http", "stdio"), ("http", "streamable_http"), ("http", "sse"), ("http", "python"), ("stdio", "stdio")],
 )
 async def test_a_tool_that_comes_and_goes_is_announced_and_listed(front: str, transport: str) -> None:
-    async with everything(transport) as table, connected(front, patient({"b": table})) as (one, _):
+    async with everything(transport) as table, connected(front, patient_toml({"b": table})) as (one, _):
         before = await tools(one)
         assert await one.call("b_change_tools", name="newcomer") == "newcomer"
         await hears_of(one, "tools")
@@ -83,7 +78,7 @@ async def test_a_tool_that_comes_and_goes_is_announced_and_listed(front: str, tr
 
 
 async def test_a_change_in_one_sessions_process_is_that_sessions_alone() -> None:
-    toml = patient({"b": local("everything.py")})
+    toml = patient_toml({"b": local("everything.py")})
     async with gateway_over_http(toml) as gateway, window(gateway.url) as one, window(gateway.url) as other:
         before = await tools(other)
         assert await other.call("b_pid") != await one.call("b_pid")
@@ -99,21 +94,21 @@ async def test_a_change_in_one_sessions_process_is_that_sessions_alone() -> None
 @pytest.mark.parametrize("front", FRONTS)
 async def test_servers_come_go_and_change_while_a_client_is_connected(front: str) -> None:
     first = {"one": local("hang.py", "proper")}
-    async with connected(front, patient(first)) as (one, path):
+    async with connected(front, patient_toml(first)) as (one, path):
         assert await tools(one) == {"one_echo"}
 
-        path.write_text(patient({**first, "two": local("hang.py", "proper")}))
+        path.write_text(patient_toml({**first, "two": local("hang.py", "proper")}))
         await hears_of(one, "tools", "resources", "prompts")
         assert await tools(one) == {"one_echo", "two_echo"}
         assert await one.call("two_echo", text="hello") == "hello"
 
         renamed = local("hang.py", "proper", tools={"rename": {"echo": "repeat"}})
-        path.write_text(patient({"one": renamed, "two": local("hang.py", "proper", is_enabled=False)}))
+        path.write_text(patient_toml({"one": renamed, "two": local("hang.py", "proper", is_enabled=False)}))
         await hears_of(one, "tools")
         await eventually_lists(one, {"one_repeat"})
         assert await one.call("one_repeat", text="hello") == "hello"
 
-        path.write_text(patient({}))
+        path.write_text(patient_toml({}))
         await hears_of(one, "tools")
         await eventually_lists(one, set())
 
@@ -128,20 +123,20 @@ async def eventually_lists(one: Window, expected: set[str]) -> None:
 @pytest.mark.parametrize("front", FRONTS)
 async def test_a_broken_edit_changes_nothing_and_a_good_one_after_it_counts(front: str) -> None:
     good = {"one": local("hang.py", "proper")}
-    async with connected(front, patient(good)) as (one, path):
+    async with connected(front, patient_toml(good)) as (one, path):
         assert await tools(one) == {"one_echo"}
         path.write_text("[servers.two]\ncomand = 'mistyped'\n")
         assert await one.call("one_echo", text="still here") == "still here"
-        path.write_text(patient({**good, "two": local("hang.py", "proper")}))
+        path.write_text(patient_toml({**good, "two": local("hang.py", "proper")}))
         await hears_of(one, "tools")
         assert await tools(one) == {"one_echo", "two_echo"}
 
 
 async def test_an_edit_leaves_the_sessions_of_other_servers_alone() -> None:
     kept = local("everything.py")
-    async with connected("http", patient({"kept": kept, "edited": local("hang.py", "proper")})) as (one, path):
+    async with connected("http", patient_toml({"kept": kept, "edited": local("hang.py", "proper")})) as (one, path):
         assert await one.call("kept_total") == 1
-        path.write_text(patient({"kept": {**kept, "description": "told anew"}, "new": local("hang.py", "proper")}))
+        path.write_text(patient_toml({"kept": {**kept, "description": "told anew"}, "new": local("hang.py", "proper")}))
         await hears_of(one, "tools")
         assert "new_echo" in await tools(one)
         assert await one.call("kept_total") == 2
@@ -152,15 +147,15 @@ async def test_only_who_may_see_a_server_hears_that_it_came() -> None:
     engineers = {**servers, "new": local("hang.py", "proper", required_roles=["engineer"])}
     guests = {**engineers, "late": local("hang.py", "proper", required_roles=["guest"])}
     async with (
-        gateway_over_http(patient(servers), auth=tokens()) as gateway,
+        gateway_over_http(patient_toml(servers), auth=tokens()) as gateway,
         window(gateway.url, "ada", "ada") as ada,
         window(gateway.url, "bob", "bob") as bob,
     ):
-        gateway.path.write_text(patient(engineers))
+        gateway.path.write_text(patient_toml(engineers))
         await hears_of(ada, "tools")
         assert await tools(ada) == {"all_echo", "new_echo"}
         assert await tools(bob) == {"all_echo"}
-        gateway.path.write_text(patient(guests))
+        gateway.path.write_text(patient_toml(guests))
         await eventually(lambda: bob.times("changed", "tools") > 0)
         assert await tools(bob) == {"all_echo", "late_echo"}
         assert bob.times("changed", "tools") == 1  # of the first change, which came before, he never heard

@@ -20,15 +20,12 @@ import pytest
 from fastmcp.client.elicitation import ElicitResult
 from fastmcp.client.transports import StdioTransport
 
-from tests.helpers.gateway import PATIENCE, gateway_over_http, gateway_over_stdio, remote, servers_toml
+from tests.helpers.gateway import PATIENCE, gateway_over_http, gateway_over_stdio, patient_toml, remote
 from tests.helpers.people import Window, window
 from tests.helpers.ports import free_port
 from tests.helpers.processes import START_TIMEOUT, ServerCommand, end, eventually
 
 pytestmark = pytest.mark.timeout(300)  # the first test that needs a package may have to fetch it
-
-SLOW_START = {"first_start": 60.0, "list": 60.0}
-"""Where the machine is busy, several interpreters that start at once take their time, and a list waits for all."""
 
 
 def process(server: ServerCommand) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def listens(port: int) -> bool:
 @asynccontextmanager
 async def connected(table: dict[str, Any], **options: Any) -> AsyncIterator[Window]:
     """A client of a gateway with this one server, `b`."""
-    toml = servers_toml({"b": table}, timeouts=SLOW_START)
+    toml = patient_toml({"b": table})
     async with gateway_over_http(toml) as gateway, window(gateway.url, **options) as one:
         yield one
 
@@ -145,7 +142,7 @@ async def test_six_servers_behind_one_gateway_each_do_their_work(
     work: list[tuple[Call, str]],
 ) -> None:
     servers = {**five_processes, "remote": remote(everything_url)}
-    async with gateway_over_http(servers_toml(servers, timeouts=SLOW_START)) as gateway:
+    async with gateway_over_http(patient_toml(servers)) as gateway:
         heard = await client(gateway.url, [call for call, _ in work])
     does_each(work, heard)
 
@@ -154,7 +151,7 @@ async def test_they_do_it_for_a_client_that_starts_the_gateway_over_stdio_too(
     five_processes: dict[str, dict[str, Any]], everything_url: str, work: list[tuple[Call, str]]
 ) -> None:
     servers = {**five_processes, "remote": remote(everything_url)}
-    async with gateway_over_stdio(servers_toml(servers, timeouts=SLOW_START)) as command:
+    async with gateway_over_stdio(patient_toml(servers)) as command:
         heard = await by_fastmcp(command.transport(), [call for call, _ in work])
     does_each(work, heard)
 
@@ -242,7 +239,7 @@ async def test_two_clients_of_it_at_once_are_each_asked_for_their_own(reference:
         assert f"file:///{one.tag}" in await text(one, "b_get-roots-list")
 
     async with (
-        gateway_over_http(servers_toml({"b": reference}, timeouts=SLOW_START)) as gateway,
+        gateway_over_http(patient_toml({"b": reference})) as gateway,
         window(gateway.url, tag="one") as one,
         window(gateway.url, tag="two") as two,
         anyio.create_task_group() as tasks,

@@ -291,3 +291,18 @@ async def test_the_death_of_many_sessions_at_once_is_one_failure() -> None:
         await settled()
         async with lease(pool, backend.target(), caller_of(ALICE, "session:0")):
             pass
+
+
+async def test_for_nobody_nothing_is_renewed() -> None:
+    backend = FakeBackend()
+    with no_waiting():
+        async with pool_of() as pool, catalogue_of(backend, pool) as (catalogue, _):
+            await names(catalogue, caller_of())
+            for _ in range(6 * 60):
+                await anyio.sleep(60)
+                catalogue.tick()
+                await settled()
+            assert backend.count("tools/list") <= 2 and backend.open == 0
+            await names(catalogue, caller_of())
+            await settled()
+            assert backend.count("tools/list") <= 3, "the next one who asks has it renewed"

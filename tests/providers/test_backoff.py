@@ -11,7 +11,7 @@ from providers.backoff import Backoff
 from providers.errors import BackendUnavailable
 from providers.lease import lease
 from providers.pool import McpConnectionPool
-from tests.helpers.fakes import FakeBackend, caller_of, fails, held, no_waiting, pool_of, settled
+from tests.helpers.fakes import FakeBackend, caller_of, fails, held, no_waiting, pool_of, settled, time_passes
 
 pytestmark = pytest.mark.core
 
@@ -122,12 +122,12 @@ async def test_a_server_that_comes_back_is_found_soon() -> None:
     async with pool_of() as pool:
         for _ in range(100):
             await try_it(pool, backend)
-            await anyio.sleep(1)
+            await time_passes(1)
         backend.before_open, back_since = None, anyio.current_time()
         for _ in range(40):
             if not await try_it(pool, backend):
                 break
-            await anyio.sleep(1)
+            await time_passes(1)
         assert anyio.current_time() - back_since < 35
         backend.wire.die()
         await settled()
@@ -170,7 +170,7 @@ async def test_who_comes_while_a_broken_server_is_tried_again_does_not_wait_for_
     async with pool_of() as pool, anyio.create_task_group() as tasks:
         for _ in range(5):
             await try_it(pool, backend)
-            await anyio.sleep(40)
+            await time_passes(40)
         backend.before_open = held(anyio.Event())
         tasks.start_soon(try_it, pool, backend, "session:1")
         await settled()

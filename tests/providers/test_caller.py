@@ -13,7 +13,7 @@ from fastmcp import Context, FastMCP
 from providers import lines
 from providers.caller import CallClock, Caller, ClientSessions, Front, front_of
 from providers.identity import Identity
-from tests.helpers.fakes import ALICE, BOB, client_of, no_waiting
+from tests.helpers.fakes import ALICE, BOB, client_of, no_waiting, time_passes
 
 pytestmark = pytest.mark.core
 
@@ -235,7 +235,7 @@ async def test_without_progress_a_call_ends_at_its_patience() -> None:
 async def test_progress_extends_a_call_up_to_the_longest() -> None:
     async def reports(clock: CallClock) -> None:
         while True:
-            await anyio.sleep(4)
+            await time_passes(4)
             clock.touch()
 
     clock = CallClock(5, 60)
@@ -247,7 +247,7 @@ async def test_progress_extends_a_call_up_to_the_longest() -> None:
 async def test_while_a_person_is_asked_only_the_longest_counts() -> None:
     async def asks(clock: CallClock) -> None:
         with clock.resting():
-            await anyio.sleep(30)
+            await time_passes(30)
 
     assert await ends_after(CallClock(5, 60), asks) == pytest.approx(35)
 
@@ -258,8 +258,8 @@ async def test_a_person_is_not_hurried_by_progress_or_by_another_answer() -> Non
         with clock.resting():
             clock.touch()
             with clock.resting():
-                await anyio.sleep(1)
-            await anyio.sleep(30)
+                await time_passes(1)
+            await time_passes(30)
 
     assert await ends_after(CallClock(5, 60), asks) == pytest.approx(36)
 

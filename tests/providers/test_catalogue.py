@@ -25,6 +25,7 @@ from tests.helpers.fakes import (
     never,
     no_waiting,
     settled,
+    time_passes,
     tool,
 )
 from tests.helpers.shelf import by_user, names_of, shelf_of
@@ -119,12 +120,12 @@ async def test_after_a_while_it_is_asked_for_again_while_the_known_one_answers()
     async with shelf_of(backend) as shelf:
         before = await shelf.catalogue.get(ALICE_1)
         backend.answers["tools/list"] = never
-        await anyio.sleep(302)
+        await time_passes(302)
         began = anyio.current_time()
         assert await shelf.catalogue.get(ALICE_1) is before and anyio.current_time() == began
         assert backend.count("tools/list") == 2
         backend.answers["tools/list"] = by_user({"alice": ["new"]})
-        await anyio.sleep(30)
+        await time_passes(30)
         assert await shelf.names(ALICE_1) == ["new"] and shelf.announced == [({"tools"}, "alice")]
 
 
@@ -132,7 +133,7 @@ async def test_equal_listings_are_one_object_and_no_news() -> None:
     async with shelf_of(FakeBackend()) as shelf:
         first = await shelf.catalogue.get(ALICE_1)
         assert await shelf.catalogue.get(BOB_1) is first
-        await anyio.sleep(302)
+        await time_passes(302)
         assert shelf.backend.count("tools/list") >= 3 and await shelf.catalogue.get(ALICE_1) is first
     assert shelf.announced == []
 
@@ -142,7 +143,7 @@ async def test_what_a_server_says_of_itself_is_renewed_too() -> None:
     async with shelf_of(backend) as shelf:
         await shelf.names(ALICE_1)
         backend.instructions = "new"
-        await anyio.sleep(10)
+        await time_passes(10)
         shelf.next_generation()
         await settled()
         known = shelf.catalogue.known_to(ALICE)
@@ -161,7 +162,7 @@ async def test_only_what_changed_is_announced(kind: str) -> None:
     backend = FakeBackend(capabilities={"tools": {}, "resources": {}, "prompts": {}})
     async with shelf_of(backend) as shelf:
         await shelf.names(ALICE_1)
-        await anyio.sleep(10)
+        await time_passes(10)
         backend.answers["resources/templates/list" if kind == "templates" else f"{kind}/list"] = answer
         await backend.wire.say("notifications/tools/list_changed")
         await settled()
@@ -172,7 +173,7 @@ async def test_a_backend_that_says_list_changed_is_asked_again() -> None:
     backend = FakeBackend()
     async with shelf_of(backend) as shelf:
         await shelf.names(ALICE_1)
-        await anyio.sleep(10)
+        await time_passes(10)
         backend.tools = [tool("new")]
         await backend.wire.say("notifications/tools/list_changed")
         await settled()
@@ -192,7 +193,7 @@ async def test_a_change_during_the_asking_is_not_lost() -> None:
     backend.answers["tools/list"] = changes_meanwhile
     async with shelf_of(backend) as shelf:
         await shelf.names(ALICE_1)
-        await anyio.sleep(2)
+        await time_passes(2)
         assert await shelf.names(ALICE_1) == ["new"]
 
 
@@ -206,7 +207,7 @@ async def test_a_flood_of_changes_does_not_become_a_flood_of_requests() -> None:
             await anyio.sleep(0.01)
         assert backend.count("tools/list") == 2
         del backend.answers["tools/list"]
-        await anyio.sleep(20)
+        await time_passes(20)
         for _ in range(1000):
             await backend.wire.say("notifications/tools/list_changed")
             await anyio.sleep(0.01)
@@ -219,7 +220,7 @@ async def test_a_new_generation_is_asked_for_all_and_the_known_answers_meanwhile
         for caller in (ALICE_1, BOB_1):
             await shelf.names(caller)
         backend.answers["tools/list"] = by_user({"alice": ["a2"], "bob": ["b2"]})
-        await anyio.sleep(10)
+        await time_passes(10)
         shelf.next_generation()
         assert await shelf.names(ALICE_1) == ["a"]
         await settled()
@@ -231,7 +232,7 @@ async def test_after_a_crash_it_is_asked_for_again_with_the_next_connection() ->
     async with shelf_of(backend) as shelf:
         await shelf.names(ALICE_1)
         backend.tools = [tool("upgraded")]
-        await anyio.sleep(10)
+        await time_passes(10)
         backend.wire.die()
         await settled()
         async with lease(shelf.pool, shelf.target, ALICE_1):
@@ -249,7 +250,7 @@ async def test_of_a_backend_that_is_gone_the_last_known_stands() -> None:
         known = await shelf.catalogue.get(ALICE_1)
         backend.before_open = fails(BackendUnavailable("fake", "is down."))
         backend.wire.die()
-        await anyio.sleep(400)
+        await time_passes(400)
         began = anyio.current_time()
         assert await shelf.catalogue.get(ALICE_1) is known and anyio.current_time() == began
     assert shelf.announced == []
@@ -261,7 +262,7 @@ async def test_of_one_that_never_came_up_there_is_an_error_and_nobody_waits_agai
         assert await shelf.catalogue.get(ALICE_1) is None
         error = shelf.catalogue.error(ALICE_1)
         assert error is not None and error.problem == "is down."
-        await anyio.sleep(20)
+        await time_passes(20)
         attempts, began = backend.attempts, anyio.current_time()
         for _ in range(100):
             assert await shelf.catalogue.get(ALICE_1) is None
@@ -272,9 +273,9 @@ async def test_one_that_comes_up_later_is_found_and_announced() -> None:
     backend = FakeBackend(before_open=fails(BackendUnavailable("fake", "is down.")))
     async with shelf_of(backend) as shelf:
         assert await shelf.catalogue.get(ALICE_1) is None
-        await anyio.sleep(60)
+        await time_passes(60)
         backend.before_open = None
-        await anyio.sleep(40)
+        await time_passes(40)
         assert names_of(shelf.catalogue.peek(ALICE_1)) == ["echo"]
         assert shelf.announced == [({"tools", "resources", "prompts"}, "alice")]
 
@@ -285,7 +286,7 @@ async def test_a_hung_list_ends_at_its_deadline_and_the_last_known_stands() -> N
         known = await shelf.catalogue.get(ALICE_1)
         backend.answers["tools/list"] = never
         await backend.wire.say("notifications/tools/list_changed")
-        await anyio.sleep(12)
+        await time_passes(12)
         assert await shelf.catalogue.get(ALICE_1) is known
         error = shelf.catalogue.error(ALICE_1)
         assert error is not None and "did not finish 'tools/list' within 10 s" in str(error)
@@ -300,7 +301,7 @@ async def test_a_fault_of_our_own_in_reading_one_server_ends_nothing_else(monkey
         assert await shelf.catalogue.get(ALICE_1) is None
         assert isinstance(shelf.catalogue.error(ALICE_1), BackendProtocolError)
         monkeypatch.undo()
-        await anyio.sleep(60)
+        await time_passes(60)
         assert await shelf.names(ALICE_1) == ["echo"]
 
 

@@ -22,6 +22,7 @@ from tests.helpers.fakes import (
     modern_caller,
     no_waiting,
     settled,
+    time_passes,
     tool,
 )
 from tests.helpers.shelf import by_user, names_of, shelf_of
@@ -49,9 +50,9 @@ async def test_what_is_offered_to_one_user_never_answers_another(isolation: str)
         for _ in range(3):
             assert await shelf.names(ALICE_1) == ["a"] and await shelf.names(BOB_1) == ["b"]
             assert await shelf.names(modern_caller(BOB)) == ["b"]
-            await anyio.sleep(301)
+            await time_passes(301)
             await backend.wire.say("notifications/tools/list_changed")
-            await anyio.sleep(3)
+            await time_passes(3)
         assert shelf.catalogue.peek(ALICE_2) is shelf.catalogue.peek(ALICE_1)
 
 
@@ -101,7 +102,7 @@ async def test_a_session_whose_backend_changes_its_lists_has_a_listing_of_its_ow
     async with shelf_of(backend) as shelf:
         for caller in (ALICE_1, ALICE_2):
             await shelf.names(caller)
-        await anyio.sleep(10)
+        await time_passes(10)
 
         async def changed(call: Call) -> Json:
             return {"tools": [tool("mine" if call.wire is backend.wires[0] else "echo")]}
@@ -121,7 +122,7 @@ async def test_a_change_of_a_connection_that_many_share_is_news_to_all_of_them(i
     async with shelf_of(backend, isolation=isolation) as shelf:
         for caller in (ALICE_1, ALICE_2, BOB_1):
             await shelf.names(caller)
-        await anyio.sleep(10)
+        await time_passes(10)
         backend.answers["tools/list"] = by_user({"alice": ["a2"], "bob": ["b2"]})
         await backend.wires[0].say("notifications/tools/list_changed")
         await settled()
@@ -136,10 +137,10 @@ async def test_for_a_session_that_has_ended_nothing_is_asked_any_more() -> None:
         await shelf.end_session(ALICE_1.session)
         await settled()
         opened = len(backend.wires)
-        await anyio.sleep(2000)
+        await time_passes(2000)
         assert len(backend.wires) == opened and backend.open == 0
         assert await shelf.catalogue.get(ALICE_2) is known, "what is known still answers"
-        await anyio.sleep(5)
+        await time_passes(5)
         assert len(backend.wires) == opened + 1, "and is renewed on behalf of who is there"
 
 
@@ -153,7 +154,7 @@ async def test_who_waited_for_what_another_session_asked_gets_it_although_that_o
         await settled()
         await shelf.end_session(ALICE_1.session)
         gate.set()
-        await anyio.sleep(5)
+        await time_passes(5)
         assert names_of(shelf.catalogue.peek(ALICE_2)) == ["echo"]
 
 
@@ -208,7 +209,7 @@ async def test_pages_without_end_end() -> None:
 
 async def test_many_slow_pages_have_one_deadline_together() -> None:
     async def answer(call: Call) -> Json:
-        await anyio.sleep(4)
+        await time_passes(4)
         number = int(call.params.get("cursor", 0))
         return {"tools": [tool(f"t{number}")], "nextCursor": str(number + 1)}
 
@@ -275,7 +276,7 @@ async def test_nonsense_in_a_list_is_left_out_and_the_next_good_answer_counts(re
         listing = await shelf.catalogue.get(ALICE_1)
         assert listing is None or names_of(listing) == []
         del backend.answers["tools/list"]
-        await anyio.sleep(400)
+        await time_passes(400)
         assert await shelf.names(ALICE_1) == ["echo"]
 
 

@@ -23,6 +23,7 @@ from tests.helpers.fakes import (
     pool_of,
     settled,
     text,
+    time_passes,
 )
 
 pytestmark = pytest.mark.core
@@ -82,7 +83,7 @@ async def test_a_connection_that_was_idle_for_long_is_asked_before_it_is_used_ag
     async with pool_of(**QUIET) as pool:
         backend = FakeBackend()
         for pause, pings in ((0, 0), (29, 0), (31, 1), (5, 1)):
-            await anyio.sleep(pause)
+            await time_passes(pause)
             async with lease(pool, backend.target(), FIRST) as held:
                 await held.request("tools/call", CALL)
             assert backend.count("ping") == pings
@@ -94,7 +95,7 @@ async def test_one_that_does_not_answer_any_more_is_replaced_and_the_call_goes_t
         backend = FakeBackend(answers={"ping": never})
         async with lease(pool, backend.target(), FIRST):
             pass
-        await anyio.sleep(31)
+        await time_passes(31)
         began = anyio.current_time()
         async with lease(pool, backend.target(), FIRST) as held:
             await held.request("tools/call", CALL)
@@ -107,7 +108,7 @@ async def test_an_error_is_an_answer_too() -> None:
     async with pool_of(**QUIET) as pool:
         backend = FakeBackend(answers={"ping": refuses})
         for pause in (0, 31):
-            await anyio.sleep(pause)
+            await time_passes(pause)
             async with lease(pool, backend.target(), FIRST):
                 pass
         assert len(backend.wires) == 1 and backend.count("ping") == 1
@@ -122,7 +123,7 @@ async def test_who_gives_up_during_the_check_leaves_the_connection_as_it_was() -
         backend = FakeBackend()
         async with lease(pool, backend.target(), FIRST):
             pass
-        await anyio.sleep(31)
+        await time_passes(31)
         backend.answers["ping"] = never
         with anyio.move_on_after(1):
             async with lease(pool, backend.target(), FIRST):
@@ -139,7 +140,7 @@ async def test_a_connection_in_use_is_not_doubted() -> None:
     async with pool_of(**QUIET) as pool:
         backend = FakeBackend(answers={"ping": never})
         async with lease(pool, backend.target(), FIRST) as long_call:
-            await anyio.sleep(100)
+            await time_passes(100)
             async with lease(pool, backend.target(), FIRST) as second:
                 assert second.session is long_call.session
         assert backend.count("ping") == 0
@@ -235,7 +236,7 @@ async def test_after_a_timeout_a_hung_backend_is_ended_and_the_next_call_gets_a_
         with pytest.raises(BackendTimeout, match="no answer to 'tools/call' within 7 s"):
             async with lease(pool, target, FIRST) as held:
                 await held.request("tools/call", CALL)
-        await anyio.sleep(3)
+        await time_passes(3)
         assert backend.open == 0
         backend.answers.clear()
         async with lease(pool, target, FIRST) as held:
@@ -248,7 +249,7 @@ async def test_after_a_timeout_a_backend_that_is_alive_keeps_its_session() -> No
         with pytest.raises(BackendTimeout):
             async with lease(pool, backend.target(), FIRST) as held:
                 await held.request("tools/call", CALL)
-        await anyio.sleep(3)
+        await time_passes(3)
         assert backend.open == 1 and backend.count("ping") == 1
 
 

@@ -26,6 +26,7 @@ from tests.helpers.fakes import (
     pool_of,
     settled,
     text,
+    time_passes,
 )
 
 pytestmark = pytest.mark.core
@@ -164,7 +165,7 @@ async def test_fifty_callers_share_four_slots_and_all_are_served_in_order() -> N
     ended: list[int] = []
 
     async def slow(request: Call) -> dict[str, object]:
-        await anyio.sleep(0.1)
+        await time_passes(0.1)
         return text(request.arguments["text"])
 
     async def one(number: int) -> None:
@@ -202,7 +203,7 @@ async def test_the_one_that_was_idle_longest_makes_room() -> None:
     async with pool_of(max_connections=3) as pool:
         for caller in callers[:3]:
             await call(pool, target, caller)
-            await anyio.sleep(1)
+            await time_passes(1)
         await call(pool, target, callers[0])
         await call(pool, target, callers[3])
         kept = {connection.opener.session for connection in pool.connections()}

@@ -23,6 +23,7 @@ from tests.helpers.fakes import (
     no_waiting,
     pool_of,
     settled,
+    time_passes,
 )
 
 pytestmark = pytest.mark.core
@@ -114,9 +115,9 @@ async def cancel_when(backend: FakeBackend, scope: anyio.CancelScope) -> None:
 async def test_an_idle_connection_expires() -> None:
     backend = FakeBackend()
     async with idle_connection(backend, idle_timeout=300) as (pool, connection):
-        await anyio.sleep(290)
+        await time_passes(290)
         assert pool.connections() == [connection]
-        await anyio.sleep(40)
+        await time_passes(40)
         assert pool.connections() == [] and backend.open == 0
 
 
@@ -126,8 +127,8 @@ async def test_a_connection_that_is_used_now_and_then_is_replaced_at_the_end_of_
         while anyio.current_time() - connection.created_at < 1790:
             async with lease(pool, backend.target(), FIRST):
                 pass
-            await anyio.sleep(100)
-        await anyio.sleep(20)
+            await time_passes(100)
+        await time_passes(20)
         assert pool.connections() == [] and len(backend.wires) == 1
 
 
@@ -135,9 +136,9 @@ async def test_a_busy_connection_expires_only_when_its_call_has_ended() -> None:
     backend = FakeBackend()
     async with pool_of() as pool:
         async with lease(pool, backend.target(), FIRST):
-            await anyio.sleep(5000)
+            await time_passes(5000)
             assert backend.open == 1
-        await anyio.sleep(70)
+        await time_passes(70)
         assert backend.open == 0
 
 
@@ -169,14 +170,14 @@ async def test_a_connection_for_a_call_that_was_cancelled_meanwhile_ends_too() -
 async def test_healthy_connections_are_asked_now_and_then_and_stay() -> None:
     backend = FakeBackend()
     async with idle_connection(backend, idle_timeout=10_000) as (pool, connection):
-        await anyio.sleep(300)
+        await time_passes(300)
         assert 2 <= backend.count("ping") <= 5 and pool.connections() == [connection]
 
 
 async def test_a_connection_that_does_not_answer_a_ping_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     backend = FakeBackend(answers={"ping": never})
     async with idle_connection(backend, idle_timeout=10_000) as (pool, _):
-        await anyio.sleep(140)
+        await time_passes(140)
         assert pool.connections() == [] and backend.open == 0
     assert "server 'fake' does not answer a ping; its connection is closed" in caplog.text
 
@@ -188,7 +189,7 @@ async def test_one_hung_backend_does_not_delay_the_checks_of_the_others() -> Non
             async with lease(pool, backend.target(), FIRST):
                 pass
         began = anyio.current_time()
-        await anyio.sleep(61)
+        await time_passes(61)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pool.health_check)
             await other.heard("ping")
@@ -305,7 +306,7 @@ async def is_refused(pool: McpConnectionPool, backend: FakeBackend) -> None:
 
 async def test_closing_waits_until_everything_is_closed() -> None:
     async def slowly() -> None:
-        await anyio.sleep(3)
+        await time_passes(3)
 
     backend = FakeBackend(before_close=slowly)
     async with pool_of() as pool:

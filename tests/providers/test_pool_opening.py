@@ -21,6 +21,7 @@ from tests.helpers.fakes import (
     no_waiting,
     pool_of,
     settled,
+    time_passes,
 )
 
 pytestmark = pytest.mark.core
@@ -90,7 +91,7 @@ async def test_a_failed_start_is_told_to_all_who_wait_and_then_forgotten() -> No
 
 async def test_opening_is_not_counted_into_the_acquire_timeout() -> None:
     async def slowly() -> None:
-        await anyio.sleep(20)
+        await time_passes(20)
 
     backend = FakeBackend(before_open=slowly)
     async with pool_of(acquire_timeout=5) as pool, anyio.create_task_group() as tasks:
@@ -119,7 +120,7 @@ async def test_who_waited_for_the_opening_waits_no_longer_than_others_once_it_is
 
     async def holds() -> None:
         async with lease(pool, target, FIRST):
-            await anyio.sleep(60)
+            await time_passes(60)
 
     async def waits() -> None:
         with pytest.raises(PoolExhausted):
@@ -130,7 +131,7 @@ async def test_who_waited_for_the_opening_waits_no_longer_than_others_once_it_is
         tasks.start_soon(holds)
         await settled()
         tasks.start_soon(waits)
-        await anyio.sleep(10)
+        await time_passes(10)
         opened = anyio.current_time()
         gate.set()
 
@@ -162,7 +163,7 @@ async def retire_all_soon(pool: McpConnectionPool) -> None:
 
 async def holds_for(pool: McpConnectionPool, target: Target, seconds: float) -> None:
     async with lease(pool, target, SECOND):
-        await anyio.sleep(seconds)
+        await time_passes(seconds)
 
 
 async def test_opening_one_server_holds_up_no_other() -> None:

@@ -167,6 +167,17 @@ async def test_the_backend_hears_that_nobody_waits_any_more() -> None:
 
 
 @core
+async def test_an_answer_that_comes_at_the_moment_when_its_caller_gives_up_harms_nobody() -> None:
+    async with session_with(FakeBackend()) as session:
+        for steps in range(40):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(session.request, "tools/call", CALL, None)
+                await settled(steps)
+                tasks.cancel_scope.cancel()
+            await session.request("ping", {}, None, deadline=1)
+
+
+@core
 async def test_an_answer_that_comes_too_late_harms_nobody() -> None:
     late = anyio.Event()
 
