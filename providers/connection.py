@@ -106,6 +106,7 @@ class PooledConnection:
     in_use: int = 0
     holder: tuple[str, Identity] | None = None
     is_suspect: bool = False
+    has_served: bool = False
     """It is being asked whether it is still there; nobody gets it before it has answered."""
     closing_since: float = math.inf
     session: BackendSession | None = None
@@ -147,7 +148,7 @@ class PooledConnection:
     def first_rest(self) -> float:
         """Seconds of rest after the first failure already: starting a container costs the whole machine, so that one
         which never served is started at most six times in its first minute."""
-        return 1.0 if self.target.resource.is_container and not self.served else 0.0
+        return 1.0 if self.target.resource.is_container and not self.has_served else 0.0
 
     def is_about_to_be_gone(self, now: float) -> bool:
         """Whether its slot can be counted on; one that hangs while closing cannot."""

@@ -141,7 +141,7 @@ class ContainerSupervisor:
     def start_soon(self, work: Callable[..., Any], *args: Any) -> None:
         if self._tasks is None:
             raise BackendUnavailable("", "the gateway is shutting down.", not_sent=True)
-        self._tasks.start_soon(work, *args)
+        self._tasks.start_soon(_guarded, work, *args)
 
     async def manager(self) -> McpContainerManager:
         """The container manager; with the first call this gateway takes an identity and sweeps up behind those that
@@ -273,6 +273,8 @@ class ContainerSupervisor:
                 self.engine_problem = error
             except BackendError as error:
                 logger.warning("%s", error.problem)
+            except Exception:  # one look ends here: a fault in it must not end the gateway
+                logger.exception("looking after the containers failed; it is tried again")
             await anyio.sleep(_TICK)
 
     def _has_a_past(self) -> bool:
@@ -328,6 +330,13 @@ class ContainerSupervisor:
         """A client session ended, and with it the containers that were its own."""
         for launcher in self._launchers:
             launcher.end_scope(session)
+
+
+async def _guarded(work: Callable[..., Any], *args: Any) -> None:
+    try:
+        await work(*args)
+    except Exception:  # a task ends here: a fault with one container must not end the gateway
+        logger.exception("work on a container failed")
 
 
 async def _image(manager: McpContainerManager, resource: McpServerResource) -> ImageFacts | None:

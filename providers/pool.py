@@ -147,6 +147,7 @@ class McpConnectionPool:
 
     def succeeded(self, connection: PooledConnection) -> None:
         """The backend answered: its past failures are forgotten."""
+        connection.has_served = True
         self.backoff.succeeded(connection.target.key)
 
     # --- the one place to decide
