@@ -38,9 +38,8 @@ from composition.settings import (
     value_at,
     without,
 )
-from providers.container_keys import parse_volume
 from providers.errors import ConfigurationError
-from providers.hardening import mount_problem
+from providers.hardening import volume_problems
 from providers.reach import TransportType, reach_problem
 from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 
@@ -308,8 +307,9 @@ class _Tables:
         if isinstance(data.get("timeouts", {}), dict):
             data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
-        if not is_off:
-            problems += self._volumes(data, settings)
+        if not is_off and isinstance(volumes := data.get("docker_volumes"), list):
+            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths)
+            problems += [Problem(("docker_volumes", place), text) for place, text in looked]
         resource, found = check(McpServerResource, data, written, problems)
         unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]
         if is_off and unread:  # a number or a choice that only a variable holds: its default will do
@@ -332,20 +332,6 @@ class _Tables:
         if is_off or _is_file(self._directory / file):
             return []
         return [Problem(("python",), f"names a file that is not there. Its path begins at {self._directory}")]
-
-    def _volumes(self, data: dict[str, Any], settings: Settings) -> list[Problem]:
-        """Make a volume's path absolute, and look where it leads. That is looked at again for each container."""
-        volumes, problems = data.get("docker_volumes"), []
-        for place, text in enumerate(volumes if isinstance(volumes, list) else []):
-            if isinstance(text, str) and text.startswith("."):
-                text = data["docker_volumes"][place] = f"{self._directory}/{text}"
-            try:
-                volume = parse_volume(text)
-            except (ValueError, AttributeError):
-                continue  # the model has the words for it
-            if problem := mount_problem(volume, settings.docker_allowed_paths):
-                problems += [Problem(("docker_volumes", place), problem)]
-        return problems
 
     def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:
         command, path = data.get("command"), self._environ.get("PATH")

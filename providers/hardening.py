@@ -253,6 +253,20 @@ def mount_problem(
     return None
 
 
+def volume_problems(volumes: list[Any], directory: Path, allowed: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Make the paths in a list of docker_volumes absolute, from `directory` on, and look where each leads: the place in
+    the list, and the predicate, of each that may not be mounted. What is no volume at all is passed over here."""
+    for place, text in enumerate(volumes):
+        if isinstance(text, str) and text.startswith("."):
+            text = volumes[place] = f"{directory}/{text}"
+        try:
+            volume = parse_volume(text)
+        except (ValueError, AttributeError):
+            continue  # the model has the words for it
+        if problem := mount_problem(volume, allowed):
+            yield place, problem
+
+
 def _never(home: str | None, forbidden: Collection[str]) -> Iterator[str]:
     person = Path(home) if home else Path.home()
     yield from (real_path(path) for path in (*_OF_THE_HOST, *forbidden))
