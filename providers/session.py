@@ -183,7 +183,7 @@ class BackendSession:
         try:
             await self.request("server/discover" if self.is_modern else "ping", {}, None, deadline=deadline)
         except (BackendError, MCPError) as error:
-            return isinstance(error, MCPError)  # an error answer is an answer
+            return isinstance(error, MCPError | BackendProtocolError)  # a bad answer is an answer
         return True
 
     # --- what the backend sends by itself

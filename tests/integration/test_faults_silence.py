@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -32,7 +33,7 @@ from tests.helpers.faults import (
     undisturbed,
     until_at_rest,
 )
-from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, local
+from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, local, remote, servers_toml
 from tests.helpers.http_backend import Seen, event_stream, http_backend
 from tests.helpers.processes import eventually, http_server
 
@@ -212,6 +213,23 @@ async def test_a_stopped_process_of_the_newest_era_is_replaced() -> None:
             await caller.call_tool("broken_pid")
         assert (await caller.call_tool("broken_pid")).data != pid
         await eventually(lambda: all_gone({pid}))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_an_idle_backend_of_the_newest_era_is_asked_and_kept(transport: str) -> None:
+    async with AsyncExitStack() as stack:
+        table = local("everything.py")
+        if transport == HTTP:
+            table = remote((await stack.enter_async_context(http_server("everything.py", "http"))).url)
+        toml = servers_toml({"idle": table}, health_interval=0.1)
+        gateway = await stack.enter_async_context(gateway_over_http(toml))
+        caller = await stack.enter_async_context(client(gateway.url, LATEST))
+        pid = (await caller.call_tool("idle_pid")).data
+        [connection] = gateway.gateway.pool.connections("idle")
+        asked = connection.checked_at
+        await eventually(lambda: connection.checked_at > asked)
+        assert (await caller.call_tool("idle_pid")).data == pid
+        assert gateway.gateway.pool.connections("idle") == [connection]
 
 
 @pytest.mark.core
