@@ -191,7 +191,7 @@ class Mount:
 
 def _refusing(why: BackendError) -> Callable[[Any], Any]:
     async def refuse(arguments: Any) -> Any:
-        raise type(why)(why.server, why.problem, not_sent=why.not_sent)
+        raise why.again()
 
     return refuse
 

@@ -54,7 +54,7 @@ class Backoff:
             delay = min(limit, first_rest * 2 ** min(failures - 1, 30))
         delay *= random.uniform(0.9, 1.1)
         now = self._clock()
-        self._troubles[key] = _Trouble(failures, now, now + delay, error)
+        self._troubles[key] = _Trouble(failures, now, now + delay, error.again())
 
     def forget(self, server: str, before_generation: int) -> None:
         """Earlier generations of a server are gone, and their troubles with them."""

@@ -271,7 +271,7 @@ class Catalogue:
             scope.listing = self._interned.setdefault(tuple(listing.digests.values()), listing)
             scope.loaded_at, scope.error = anyio.current_time(), None
         except BackendError as error:
-            scope.error, scope.is_stale = error, True
+            scope.error, scope.is_stale = error.again(), True
         except Exception as fault:  # a task ends here: one server's fault must not end the gateway
             server = self._target().resource.name
             logger.exception("server '%s': its lists could not be read", server, exc_info=fault)

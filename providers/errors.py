@@ -7,6 +7,8 @@ credentials.
 
 from __future__ import annotations
 
+from typing import Self
+
 from fastmcp.exceptions import FastMCPError
 
 
@@ -47,6 +49,11 @@ class BackendError(GatewayError):
     def __init__(self, server: str, problem: str, *, not_sent: bool = False) -> None:
         self.server, self.problem, self.not_sent = server, problem, not_sent
         super().__init__(f"server '{server}': {problem}")
+
+    def again(self, *, not_sent: bool | None = None) -> Self:
+        """The same error anew, to be kept or to be raised elsewhere: without the frames that this one came through, and
+        the message that was in their hands."""
+        return type(self)(self.server, self.problem, not_sent=self.not_sent if not_sent is None else not_sent)
 
 
 class BackendUnavailable(BackendError):

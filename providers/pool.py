@@ -288,7 +288,7 @@ class McpConnectionPool:
         if connection.session is not None:
             return  # it was open: who waits for its end may have the next one
         for waiter in [waiter for waiter in self._waiters if waiter.key == connection.key]:
-            self._answer(waiter, error=type(error)(error.server, error.problem, not_sent=True))
+            self._answer(waiter, error=error.again(not_sent=True))
 
     # --- retire, check, close
 

@@ -148,6 +148,7 @@ class LineSplitter:
     def _keep(self, piece: bytes) -> None:
         room = self._limit - len(self._line)
         if len(piece) > room and self._too_long is not None:
+            self._line.clear()  # the error leads back to this object, so that it may live on for a while
             raise self._too_long
         self._line += piece[:room]
 

@@ -172,7 +172,7 @@ class StdioWire(Wire):
         self._stop_traffic()
         try:
             await self._group.end(shutdown)
-            if self._process.returncode is None:
+            if self._process.returncode is None and not self._group.gone.is_set():  # asyncio hears of it later
                 logger.warning("server '%s': process %d could not be ended", self.server, self._process.pid)
             else:
                 await self._process.aclose()

@@ -69,7 +69,7 @@ class Wire(ABC):
     def fail(self, error: BackendError) -> None:
         """Mark the wire dead because of the backend; the first reason stands."""
         if not self.closed.is_set():
-            self.failure = error
+            self.failure = error.again()
             self.closed.set()
 
 

@@ -106,7 +106,7 @@ async def test_what_can_be_read_of_damaged_text_is_passed_on(era: str) -> None:
 
 MEBIBYTE = 2**20
 GROWTH = 64 * MEBIBYTE
-"""What a message that is too large may add to the gateway's memory, at its highest."""
+"""What they may add to the gateway's memory together, at its highest: each is forgotten before the next comes."""
 
 TOO_LARGE = {
     "bigline-stdio": "more than 16 MiB",

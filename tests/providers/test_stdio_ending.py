@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,22 @@ async def test_a_process_that_ends_later_tells_its_exit_code_and_answers_first()
         await wire.send(request("exit", {"code": 3}, 2), {})
         assert (await inbox.next())["result"] == "first"
         assert "the process ended (exit code 3)" in await failure_of(wire)
+
+
+def hold_the_loop_until_reaped(pid: int) -> None:
+    """Where a thread of asyncio's does that; later Pythons leave it to the loop."""
+    deadline = time.monotonic() + 2
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        os.sched_yield()
+
+
+async def test_an_end_that_asyncio_has_not_heard_of_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(script("raw_echo.py")) as (wire, inbox):
+        await wire.send(request("where"), {})
+        pid = (await inbox.next())["result"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        hold_the_loop_until_reaped(pid)
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 async def test_a_process_that_closes_its_output_is_ended() -> None:
