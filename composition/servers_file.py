@@ -39,7 +39,7 @@ from composition.settings import (
     without,
 )
 from providers.errors import ConfigurationError
-from providers.hardening import volume_problems
+from providers.mounts import volume_problems
 from providers.reach import TransportType, reach_problem
 from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 

@@ -34,6 +34,14 @@ def _split(value: object) -> object:
     return value.split(os.pathsep) if isinstance(value, str) else value
 
 
+def _check_whole(path: str) -> str:
+    if not path.startswith(("/", "~")) or not path.isprintable():
+        raise ValueError("must be a whole path, which begins with / or ~")
+    if os.path.expanduser(path).startswith("~"):  # noqa: PTH111 - Path's raises
+        raise ValueError("begins with a '~' whose folder is not known here. Write the whole path")
+    return path
+
+
 Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
@@ -60,10 +68,15 @@ class Settings(BaseModel):
 
     @field_validator("docker_allowed_paths")
     @classmethod
-    def _paths_are_whole(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not path.startswith(("/", "~")) for path in paths):
-            raise ValueError("must hold whole paths, which begin with / or ~")
+    def _folders_are_whole(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            _check_whole(path)
         return paths
+
+    @field_validator("state_dir")
+    @classmethod
+    def _folder_is_whole(cls, path: str | None) -> str | None:
+        return path if path is None else _check_whole(path)
 
     @field_validator("store")
     @classmethod
@@ -243,6 +256,8 @@ def _problem(model: type[BaseModel], detail: ErrorDetails, written: Mapping[str,
             text = str(detail["ctx"]["error"])
         case "enum":
             text = _not_a_choice(detail["ctx"]["expected"], value_at(written, key))
+        case "less_than_equal":
+            text = f"must be at most {detail['ctx']['le']:.0f}"
         case kind:
             text = _MUST_BE.get(kind, "is not valid") + _found(kind, value_at(written, key))
             text += _example(model, key) if kind.endswith("_type") else ""

@@ -51,11 +51,13 @@ _IMAGE = re.compile(
     rf"(?:(?=[^/]*[.:\[]|localhost/){_DOMAIN}/)?{_SEGMENT}(?:/{_SEGMENT})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_USER = re.compile(r"[a-z_0-9][a-z0-9_-]{0,31}(?::[a-z_0-9][a-z0-9_-]{0,31})?")
-_MEMORY = re.compile(r"([0-9]{1,15})([kmg]?)b?", re.I)
+_PERSON = re.compile(r"[0-9]{1,10}|[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+_MEMORY = re.compile(r"([0-9]{1,15})([kmgKMG]?)[bB]?")
 _SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _UNIT = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-_LEAST_MEMORY = 6 * 2**20  # Docker's own limit
+_LEAST_MEMORY, _MOST_MEMORY = 6 * 2**20, 2**50  # the first is Docker's own limit
+_LONGEST_PATH = 4096
+_HIGHEST_ID = 2**31 - 1
 
 _OF_THE_HOST = ("host", "bridge", "default", "nat")
 _OF_THE_KERNEL = ("/proc", "/sys", "/dev", "/run/secrets")
@@ -83,17 +85,20 @@ def parse_volume(text: str) -> Volume:
     target, _, mode = rest.partition(":")
     if not source or not target or mode not in ("", "ro", "rw"):
         raise ValueError('must be "source:/target", with ":rw" at the end where the server may write')
+    if len(text) > _LONGEST_PATH or not text.isprintable():
+        raise ValueError("has a path that is too long, or has a sign in it that nobody can see")
     volume = Volume(source, normpath(target), mode != "rw")
     if not volume.is_bind and not _NAME.fullmatch(source):
         raise ValueError("has a source that is neither a path (/srv/data) nor the name of a volume")
-    if not target.startswith("/") or ".." in target.split("/") or volume.target in ("/", "//"):
+    if not target.startswith("/") or target.startswith("//") or ".." in target.split("/") or volume.target == "/":
         raise ValueError("has a target that is not a path within the container, such as /data")
-    if _is_within(volume.target, _OF_THE_KERNEL):
+    if is_within(volume.target, _OF_THE_KERNEL):
         raise ValueError(f"has a target that is not for mounting ({', '.join(_OF_THE_KERNEL)})")
     return volume
 
 
-def _is_within(path: str, folders: tuple[str, ...]) -> bool:
+def is_within(path: str, folders: tuple[str, ...]) -> bool:
+    """Whether a path is one of these folders, or lies in one; all are as `normpath` writes them."""
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
@@ -105,7 +110,7 @@ def bytes_of(memory: str) -> int:
     """
     match = _MEMORY.fullmatch(memory)
     size = int(match[1]) * _UNIT[match[2].lower()] if match else 0
-    if size < _LEAST_MEMORY:
+    if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
         raise ValueError('must be a size of at least 6m, such as "512m" or "2g"')
     return size
 
@@ -137,9 +142,30 @@ def _check_network(network: str) -> None:
         raise ValueError('must be "none", "own", "internet" or the name of a network')
 
 
+def tamed_user(user: str) -> str | None:
+    """A user as Docker is to be given it, or None where it is root, of root's group, or no user at all.
+
+    Docker takes for a number what Go's `Atoi` reads (`00` and `+0` are 0) and for a name what the image's /etc/passwd
+    has. A number without a group would get group 0 unless that file says otherwise, so it gets its own number.
+    """
+    person, colon, group = user.partition(":")
+    parts = [person, group] if colon else [person]
+    if not all(_PERSON.fullmatch(part) for part in parts):
+        return None
+    parts = [str(int(part)) if part.isdigit() else part for part in parts]
+    if any(part in ("0", "root") or (part.isdigit() and int(part) > _HIGHEST_ID) for part in parts):
+        return None
+    return ":".join([*parts, *(parts if not colon and person.isdigit() else [])])
+
+
 def _check_user(user: str) -> None:
-    if not _USER.fullmatch(user):
+    if not all(_PERSON.fullmatch(part) for part in user.split(":", 1)):
         raise ValueError('must be a user of the image, as a name or a number: "1000" or "1000:1000"')
+    if tamed_user(user) is None:
+        raise ValueError(
+            'may not be root, nor of root\'s group: no server runs as that. Use a number such as "1000:1000"; '
+            "what it has to read or write must be open to that user"
+        )
 
 
 def _check_capability(capability: str) -> None:
@@ -174,6 +200,8 @@ def _unless_unexpanded(check: Callable[[str], object]) -> AfterValidator:
 def _check_program(command: tuple[str, ...]) -> tuple[str, ...]:
     if command and (not command[0] or command[0].startswith("-")):
         raise ValueError("must begin with a program of the image, not with an option")
+    if any("\0" in part for part in command):
+        raise ValueError("must not hold a NUL character")
     return command
 
 
@@ -183,13 +211,20 @@ def _check_one_port(ports: tuple[str, ...]) -> tuple[str, ...]:
     return ports
 
 
+def _check_targets(volumes: tuple[str, ...]) -> tuple[str, ...]:
+    targets = [normpath(volume.split(":")[1]) for volume in volumes if volume.count(":") and "${" not in volume]
+    if len(set(targets)) < len(targets):
+        raise ValueError("has two volumes for one place in the container. Keep one of them")
+    return volumes
+
+
 Image = Annotated[str, _unless_unexpanded(_check_image)]
 Network = Annotated[str, _unless_unexpanded(_check_network)]
 User = Annotated[str, _unless_unexpanded(_check_user)]
 Memory = Annotated[str, _unless_unexpanded(bytes_of)]
 UrlPath = Annotated[str, _unless_unexpanded(_check_path)]
 SecretName = Annotated[str, _unless_unexpanded(_check_secret_name)]
-Volumes = tuple[Annotated[str, _unless_unexpanded(parse_volume)], ...]
+Volumes = Annotated[tuple[Annotated[str, _unless_unexpanded(parse_volume)], ...], AfterValidator(_check_targets)]
 Capabilities = tuple[Annotated[str, _unless_unexpanded(_check_capability)], ...]
 Ports = Annotated[tuple[Annotated[str, _unless_unexpanded(port_of)], ...], AfterValidator(_check_one_port)]
 Program = Annotated[tuple[str, ...], AfterValidator(_check_program)]

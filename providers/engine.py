@@ -10,9 +10,12 @@ import hashlib
 import json
 import os
 import re
+import socket
 import ssl
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +23,7 @@ from urllib.parse import urlsplit
 from providers.errors import ConfigurationError
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+_KNOCK_SECONDS = 5.0
 _TLS_FILES = {"ca": "ca.pem", "certificate": "cert.pem", "key": "key.pem"}
 
 
@@ -56,8 +60,8 @@ class EngineAddress:
 
     @property
     def is_local(self) -> bool:
-        """Whether the engine shares this machine's files."""
-        return self.socket_path is not None
+        """Whether the engine is on this machine, as far as its address tells: what is forwarded looks local."""
+        return self.socket_path is not None or _is_loopback(self.tcp[0])
 
     @property
     def tcp(self) -> tuple[str, int]:
@@ -81,9 +85,21 @@ def find_engine(chosen: str | None = None, environ: Mapping[str, str] = os.envir
         return _checked(chosen, _tls_of(environ), "docker_host")
     if host := environ.get("DOCKER_HOST"):
         return _checked(host, _tls_of(environ), "DOCKER_HOST")
-    folder = Path(environ.get("DOCKER_CONFIG") or Path(environ.get("HOME") or "~").expanduser() / ".docker")
+    folder = Path(environ.get("DOCKER_CONFIG") or _own_folder(environ))
     context = environ.get("DOCKER_CONTEXT") or _read(folder / "config.json").get("currentContext") or "default"
     return EngineAddress(DEFAULT_HOST) if context == "default" else _from_context(folder, context)
+
+
+def _own_folder(environ: Mapping[str, str]) -> Path:
+    """Docker's folder of this user; where nobody knows the user's home it is one that is not there."""
+    return Path(environ.get("HOME") or os.path.expanduser("~")) / ".docker"  # noqa: PTH111 - Path's raises there
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _tls_of(environ: Mapping[str, str]) -> Tls | None:
@@ -91,7 +107,7 @@ def _tls_of(environ: Mapping[str, str]) -> Tls | None:
     is_verified, folder = bool(environ.get("DOCKER_TLS_VERIFY")), environ.get("DOCKER_CERT_PATH")
     if not is_verified and not folder:
         return None
-    return _tls_in(Path(folder or Path(environ.get("HOME") or "~").expanduser() / ".docker"), is_verified)
+    return _tls_in(Path(folder or _own_folder(environ)), is_verified)
 
 
 def _tls_in(folder: Path, is_verified: bool) -> Tls:
@@ -143,3 +159,22 @@ def own_container_id(mounts: Path = Path("/proc/self/mountinfo"), mark: Path = P
         return None
     found = re.search(r"/containers/([0-9a-f]{64})/", mounts.read_text())
     return found[1] if found else None
+
+
+_CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
+
+
+def is_apart(socket_path: str | None, marks: Iterable[Path] = _CONTAINER_MARKS) -> bool:
+    """Whether we run in a container and the engine does not run there too: its paths are others than ours then. The
+    kernel tells who listens at a socket, and gives a process that we cannot see from in here the number 0.
+
+    Raises:
+        OSError: nobody listens at the socket.
+    """
+    if socket_path is None or not hasattr(socket, "SO_PEERCRED") or not any(mark.exists() for mark in marks):
+        return False
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(_KNOCK_SECONDS)
+        door.connect(socket_path)
+        pid: int = struct.unpack("3i", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
+        return pid == 0

@@ -1,49 +1,42 @@
 """What a container may do: from a record and its image to the one configuration that Docker is given. No Docker here.
 
-The container manager comes in with `container_config`, and the reading of servers.toml with `mount_problem`. Nothing
-that an operator or an image says is passed on as it stands: every field of the configuration is written here. The
-documented defaults are in docs/docker.md, and a test reads them back from the engine field by field.
+The container manager comes in with `container_config`. Nothing that an operator or an image says is passed on as it
+stands: every field of the configuration is written here. Which folders of the host may be mounted is the business of
+`mounts`. The documented defaults are in docs/docker.md, and a test reads them back from the engine field by field.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
-from providers.container_keys import NONE, OWN, Volume, bytes_of, parse_volume, port_of
-from providers.errors import BackendUnavailable
+from providers.container_keys import NONE, OWN, Volume, bytes_of, is_within, port_of, tamed_user
+from providers.ownership import INSTANCE
 from providers.resource import McpServerResource, TransportType
 
 NOBODY = "65534:65534"
 SECRETS = "/run/secrets"
 _TMPFS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
 _STOP_SECONDS = 5
-_ROOT = ("root", "0")
-
-_OF_THE_HOST = ("/etc", "/proc", "/sys", "/dev", "/boot", "/run", "/var/run", "/var/lib/docker", "/var/lib/containerd")
-_CREDENTIALS = (
-    ".ssh",
-    ".gnupg",
-    ".aws",
-    ".azure",
-    ".kube",
-    ".docker",
-    ".netrc",
-    ".pypirc",
-    ".npmrc",
-    ".git-credentials",
-    ".config/gcloud",
-    ".config/gh",
-    ".password-store",
-    ".local/share/keyrings",
-    "Library/Keychains",
+_OF_THE_SYSTEM = (
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr",
+    SECRETS,
 )
+"""Folders of the image that nothing empty is put over: without what is in them no server runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +68,8 @@ class Placement:
     """The Docker network to join; None is no network."""
     publishes: bool = False
     """Whether its port is to be had on 127.0.0.1; otherwise it is reached over the network."""
+    volumes: tuple[Volume, ...] = ()
+    """What is mounted, each path as it was looked at: Docker is given no other."""
     secrets_folder: str | None = None
     """A folder of the host with one file per secret."""
 
@@ -114,8 +109,8 @@ def _host_config(resource: McpServerResource, image: ImageFacts, placement: Plac
         "CapAdd": sorted(resource.docker_capabilities),
         "SecurityOpt": ["no-new-privileges:true"],  # the seccomp profile stays Docker's own
         "ReadonlyRootfs": resource.docker_read_only,
-        "Tmpfs": dict.fromkeys(_tmpfs_paths(resource, image), _TMPFS),
-        "Mounts": _mounts(resource, placement),
+        "Tmpfs": dict.fromkeys(_tmpfs_paths(image, placement), _TMPFS),
+        "Mounts": _mounts(placement),
         "Devices": [],
         "PidsLimit": resource.docker_pids,
         "Memory": memory,
@@ -138,10 +133,9 @@ def _host_config(resource: McpServerResource, image: ImageFacts, placement: Plac
 
 
 def user_of(resource: McpServerResource, image: ImageFacts) -> str:
-    """The operator's choice; else the image's, unless that is root; else nobody."""
-    if resource.docker_user is not None:
-        return resource.docker_user
-    return image.user if image.user and image.user.partition(":")[0] not in _ROOT else NOBODY
+    """The operator's choice; else the image's, unless that or its group is root; else nobody. Never what was written:
+    a number that Docker reads as 0 has many spellings, and one without a group would get root's."""
+    return tamed_user(resource.docker_user or image.user) or NOBODY
 
 
 def _environment(resource: McpServerResource, image: ImageFacts) -> dict[str, str]:
@@ -150,26 +144,24 @@ def _environment(resource: McpServerResource, image: ImageFacts) -> dict[str, st
     return {**({"HOME": "/tmp"} if homeless else {}), **secrets, **resource.env}
 
 
-def _tmpfs_paths(resource: McpServerResource, image: ImageFacts) -> list[str]:
-    """/tmp, and what the image declares as volumes: as such they would be left behind, one for each container."""
-    mounted = {volume.target for volume in volumes_of(resource)}
-    return sorted({"/tmp", *(path for path in image.volumes if path.startswith("/") and path != "/")} - mounted)
+def _tmpfs_paths(image: ImageFacts, placement: Placement) -> list[str]:
+    """/tmp, and what the image declares as volumes: as such they would be on disk, without a limit. Docker compares
+    paths as `normpath` writes them; a path below another one has to be here too, or it would be a volume again."""
+    declared = {normpath(f"/{path.lstrip('/')}") for path in image.volumes if path.startswith("/")}
+    fit = {path for path in declared if path != "/" and path.isprintable() and not is_within(path, _OF_THE_SYSTEM)}
+    return sorted({"/tmp", *fit} - {volume.target for volume in placement.volumes})
 
 
-def volumes_of(resource: McpServerResource) -> list[Volume]:
-    return [parse_volume(text) for text in resource.docker_volumes]
-
-
-def _mounts(resource: McpServerResource, placement: Placement) -> list[dict[str, Any]]:
+def _mounts(placement: Placement) -> list[dict[str, Any]]:
     mounts = [
         {
             "Type": "bind" if volume.is_bind else "volume",
-            "Source": real_path(volume.source) if volume.is_bind else volume.source,
+            "Source": volume.source,
             "Target": volume.target,
             "ReadOnly": volume.is_read_only,
             **({"BindOptions": {"Propagation": "rprivate"}} if volume.is_bind else {}),
         }
-        for volume in volumes_of(resource)
+        for volume in placement.volumes
     ]
     if placement.secrets_folder:
         mounts.append(
@@ -199,6 +191,25 @@ def network_of(resource: McpServerResource) -> str:
     return resource.docker_network or (NONE if resource.transport_type is TransportType.STDIO else OWN)
 
 
+_OF_THE_ENGINE = ("bridge", "host", "none", "ingress", "docker_gwbridge")
+
+
+def network_problem(name: str, inspected: Mapping[str, Any]) -> str | None:
+    """Why no server may be on a network, as a predicate, or None.
+
+    Args:
+        name: what the operator wrote.
+        inspected: what Docker takes that for.
+    """
+    if inspected.get("Name") != name:
+        return f"is the id of the network '{inspected.get('Name')}'. Write the name of a network that you made"
+    if name in _OF_THE_ENGINE or inspected.get("Driver") in ("host", "null"):
+        return "is the engine's own: a server has a network of its own. Use 'own', 'internet', or one that you made"
+    if INSTANCE in (inspected.get("Labels") or {}):
+        return "was made by a gateway for one server alone. Use 'own', 'internet', or one that you made"
+    return None
+
+
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Equal for containers that were made alike, so that one may serve in the place of another."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
@@ -216,91 +227,3 @@ def relaxations(resource: McpServerResource) -> list[str]:
     network = network_of(resource)
     usual = NONE if resource.transport_type is TransportType.STDIO else OWN
     return [*changed, *([f"docker_network={network}"] if network != usual else [])]
-
-
-# ----------------------------------------------------------------------------------------------------- what is refused
-
-
-def real_path(source: str) -> str:
-    """Where a path really leads, through `~`, `..` and every symbolic link."""
-    return os.path.realpath(Path(source).expanduser())
-
-
-def mount_problem(
-    volume: Volume, allowed: Iterable[str], forbidden: Collection[str] = (), home: str | None = None
-) -> str | None:
-    """Why a path of the host may not be mounted, as a predicate, or None. It looks at the file system.
-
-    Args:
-        allowed: the operator's `docker_allowed_paths`.
-        forbidden: more paths that no container may see, such as the engine's socket.
-        home: whose credentials are meant; the gateway's own user by default.
-    """
-    if not volume.is_bind:
-        return None
-    source = real_path(volume.source)
-    for path in _never(home, forbidden):
-        if _is_below(source, path) or _is_below(path, source):
-            return f"leads to '{source}', which holds '{path}' or lies in it: no container may see that"
-    if _is_socket(source):
-        return f"leads to '{source}', a socket: who can write to it is not contained"
-    folders = [real_path(folder) for folder in allowed]
-    if not any(_is_below(source, folder) for folder in folders):
-        return (
-            f"leads to '{source}', below none of docker_allowed_paths ({', '.join(folders) or 'there are none'}). "
-            'Name its folder under [gateway]: docker_allowed_paths = ["…"]'
-        )
-    return None
-
-
-def volume_problems(volumes: list[Any], directory: Path, allowed: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Make the paths in a list of docker_volumes absolute, from `directory` on, and look where each leads: the place in
-    the list, and the predicate, of each that may not be mounted. What is no volume at all is passed over here."""
-    for place, text in enumerate(volumes):
-        if isinstance(text, str) and text.startswith("."):
-            text = volumes[place] = f"{directory}/{text}"
-        try:
-            volume = parse_volume(text)
-        except (ValueError, AttributeError):
-            continue  # the model has the words for it
-        if problem := mount_problem(volume, allowed):
-            yield place, problem
-
-
-def _never(home: str | None, forbidden: Collection[str]) -> Iterator[str]:
-    person = Path(home) if home else Path.home()
-    yield from (real_path(path) for path in (*_OF_THE_HOST, *forbidden))
-    yield from (real_path(str(person / name)) for name in _CREDENTIALS if (person / name).exists())
-    yield from (str(person / name) for name in _CREDENTIALS)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def _is_socket(path: str) -> bool:
-    try:
-        return stat.S_ISSOCK(Path(path).stat().st_mode)
-    except OSError:
-        return False
-
-
-def check_mounts(resource: McpServerResource, allowed: Collection[str], forbidden: Collection[str]) -> None:
-    """The same once more when a container is made: a link may lead elsewhere by now. It looks at the file system.
-
-    Raises:
-        BackendUnavailable: a path may not be mounted, or is not there.
-    """
-    for volume in volumes_of(resource):
-        problem = mount_problem(volume, allowed, forbidden)
-        if problem is None and volume.is_bind and not Path(real_path(volume.source)).exists():
-            problem = f"names '{volume.source}', which is not there. Create it, or correct 'docker_volumes'"
-        if problem:
-            raise BackendUnavailable(resource.name, f"a volume in 'docker_volumes' {problem}.", not_sent=True)
-
-
-def volume_problem(options: Mapping[str, str] | None) -> str | None:
-    """Why a named volume that exists may not be mounted: with options it can stand for any folder of the host."""
-    if options:
-        return "was made with driver options, which can lead anywhere on the host. Use one that was made without"
-    return None

@@ -217,7 +217,7 @@ class McpServerResource(BaseModel):
     docker_volumes: Volumes = Field(default=(), examples=['["/srv/data:/data:ro"]'])
     docker_memory: Memory = Field(default="512m", examples=['"512m"'])
     docker_cpus: Share = Field(default=1.0, examples=["0.5"])
-    docker_pids: Count = Field(default=128, examples=["128"])
+    docker_pids: Count = Field(default=128, le=1_000_000, examples=["128"])
     docker_user: User | None = Field(default=None, examples=['"1000:1000"'])
     docker_capabilities: Capabilities = Field(default=(), examples=['["CHOWN"]'])
     docker_read_only: bool = Field(default=True, examples=["true"])

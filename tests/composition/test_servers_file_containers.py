@@ -56,6 +56,12 @@ def test_a_container_is_reached_over_stdio_unless_it_has_a_port(file: Path) -> N
         ('docker_ports = ["80"]\nkeep = true', 'needs isolation = "shared"'),
         ('pull = "sometimes"', "key 'pull' must be one of missing, never, always; found 'sometimes'"),
         ("privileged = true", "key 'privileged' is unknown"),
+        ('docker_user = "00"', "key 'docker_user' may not be root, nor of root's group"),
+        ('docker_volumes = ["~no-such-user/x:/d"]', "item 1 begins with a '~' whose folder is not known here"),
+        ('docker_volumes = ["/a\\u0000b:/d"]', "item 1 has a path that is too long, or has a sign in it"),
+        ('docker_volumes = ["a:/d", "b:/d/"]', "has two volumes for one place in the container"),
+        ("docker_pids = 10000000", "key 'docker_pids' must be at most 1000000"),
+        ("docker_cpus = 5000", "key 'docker_cpus' must be at most 1024"),
         ('docker_network = "host"', "key 'docker_network' may not be 'host'"),
     ],
 )
@@ -67,3 +73,18 @@ def test_every_mistake_is_told_with_its_line(file: Path, lines: str, told: str) 
 def test_keys_of_containers_are_of_no_use_elsewhere(file: Path) -> None:
     [told] = problems(file, '[servers.a]\ncommand = "c"\ndocker_memory = "1g"\n')
     assert "has 'docker_memory', of no use to a server that is reached by 'command'" in told
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ('state_dir = "state"', "key 'state_dir' must be a whole path, which begins with / or ~"),
+        ('state_dir = "~no-such-user/x"', "key 'state_dir' begins with a '~' whose folder is not known here"),
+        ('docker_allowed_paths = ["srv"]', "key 'docker_allowed_paths' must be a whole path, which begins with / or ~"),
+        ('docker_allowed_paths = ["~no-such-user"]', "begins with a '~' whose folder is not known here"),
+        ('docker_allowed_paths = ["/a\\u0000"]', "must be a whole path"),
+    ],
+)
+def test_folders_of_the_gateway_are_whole_paths(file: Path, key: str, told: str) -> None:
+    [problem] = problems(file, f"[gateway]\n{key}\n")
+    assert problem.startswith("servers.toml:2: [gateway]") and told in problem

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from providers.engine import DEFAULT_HOST, find_engine, own_container_id
+from providers.engine import DEFAULT_HOST, find_engine, is_apart, own_container_id
 from providers.errors import ConfigurationError
 
 
@@ -69,3 +75,52 @@ def test_a_gateway_knows_the_container_that_it_runs_in(tmp_path: Path) -> None:
     assert own_container_id(mounts, mark) == container_id
     mounts.write_text("1 2 0:1 / / rw\n")
     assert own_container_id(mounts, mark) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("unix:///var/run/docker.sock", True),
+        ("tcp://127.0.0.1:2375", True),
+        ("tcp://[::1]:2375", True),
+        ("tcp://localhost:2375", True),
+        ("tcp://127.9.9.9:2375", True),
+        ("tcp://engine:2375", False),
+        ("tcp://localhost.example.com:2375", False),
+        ("tcp://10.0.0.1:2375", False),
+        ("https://0.0.0.0:2376", False),
+    ],
+)
+def test_an_engine_on_loopback_is_on_this_machine(host: str, is_local: bool) -> None:
+    assert find_engine(host, {}).is_local is is_local
+
+
+def test_the_engine_of_a_user_without_a_home_is_dockers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert find_engine(None, {}).host == DEFAULT_HOST
+    assert find_engine(None, {"DOCKER_HOST": "tcp://h:1", "DOCKER_TLS_VERIFY": "1"}).tls is not None
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="only Linux tells who listens")
+def test_an_engine_outside_of_our_container_is_apart(tmp_path: Path) -> None:
+    """A new pid namespace is what a container sees of it: the one who listens cannot be seen from in there."""
+    mark, engine = tmp_path / "mark", str(tmp_path / "engine.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(engine)
+        listener.listen()
+        assert not is_apart(engine, [mark])
+        mark.touch()
+        assert not is_apart(engine, [mark])  # in the same container
+        assert not is_apart(None, [mark])
+        code = f"from pathlib import Path; from providers.engine import is_apart; print(is_apart({engine!r}, "
+        code += f"[Path({str(mark)!r})]))"
+        inside = ["unshare", "--fork", "--pid", *([] if os.geteuid() == 0 else ["--user"]), sys.executable, "-c", code]
+        if not shutil.which("unshare") or subprocess.run([*inside[:-3], "true"], capture_output=True).returncode:
+            pytest.skip("this machine makes no pid namespaces")
+        root = Path(__file__).parents[2]
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=30, cwd=root, check=True)
+        assert done.stdout.strip() == "True"
