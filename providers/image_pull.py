@@ -27,11 +27,13 @@ class ImagePull(threading.Thread):
         self._events = events
         self._layers: dict[str, tuple[int, int]] = {}
         self.error = ""
+        self._is_complete = False
 
     def run(self) -> None:
         try:
             for event in self._events():
                 self._note(event)
+            self._is_complete = True
         except GatewayError as error:
             self.error = str(error)
 
@@ -62,4 +64,6 @@ class ImagePull(threading.Thread):
             while self.is_alive():
                 await anyio.sleep(_TELL_EVERY)
                 progress(self.words)
-        return self.error if not self.is_alive() else f"it was not there after {deadline:g} s (timeouts.pull)"
+        if self.is_alive():
+            return f"it was not there after {deadline:g} s (timeouts.pull)"
+        return self.error or ("" if self._is_complete else "it ended for a reason that nobody knows; see the log")
