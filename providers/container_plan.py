@@ -6,12 +6,15 @@ do, and `ownership` how it is known again as ours.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
-from providers.container_keys import INTERNET, NONE, OWN
+from providers.container_keys import INTERNET, NONE, OWN, Volume
 from providers.hardening import ImageFacts, Placement, container_config, fingerprint, network_of
 from providers.ownership import INSTANCE, SERVER, Instance
 from providers.resource import McpServerResource, TransportType
@@ -28,13 +31,15 @@ class Plan:
     instance: Instance
     is_inside: bool
     """Whether the gateway runs in a container of the same engine: then it reaches others over their network."""
+    volumes: tuple[Volume, ...]
+    """What it mounts, each path as it was looked at."""
 
     @cached_property
     def placement(self) -> Placement:
         network = network_of(self.resource)
         name = None if network == NONE else self._own_network if network in (OWN, INTERNET) else network
         over_http = self.resource.transport_type is not TransportType.STDIO
-        return Placement(name, publishes=over_http and not self.is_inside)
+        return Placement(name, publishes=over_http and not self.is_inside, volumes=self.volumes)
 
     @property
     def _own_network(self) -> str:
@@ -57,8 +62,11 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for containers that would be made alike. Secrets are left out: they are no part of the container."""
-        return fingerprint(container_config(self.resource, self.image, self.placement))
+        """Equal for containers that one gateway would make alike, with the same secrets. It is a label, for everyone to
+        read, so it is made with the gateway's key: nobody else can try values until one fits."""
+        config = container_config(self.resource, self.image, self.placement)
+        facts = json.dumps([fingerprint(config), sorted(self.resource.docker_secrets.items())])
+        return hmac.new(self.instance.key, facts.encode(), hashlib.sha256).hexdigest()[:32]
 
     def names(self) -> tuple[str, str]:
         """The name to try first, and one that nobody has. No server's name has an underscore."""

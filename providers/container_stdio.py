@@ -59,10 +59,10 @@ async def container_stdio_wire(
         attached = await _attached(manager, container)
         try:
             process = ContainerProcess(manager, container, attached)
-            wire = ContainerWire(resource, process, deliver, group=process.group, log=log)
             async with anyio.create_task_group() as tasks:
                 await manager.start_created(container)
                 tasks.start_soon(process.run)
+                wire = ContainerWire(resource, process, deliver, group=process.group, log=log)
                 try:
                     async with running(wire, resource.timeouts.shutdown):
                         yield wire
@@ -129,7 +129,7 @@ class ContainerProcess(Process):
         if not await self._has_ended():  # its output is lost to us, or it closed it: it is of no use any more
             await self.send(signal.SIGKILL)
             await self._has_ended()
-        code = self._status.exit_code if self._status else None
+        code = self._status.exit_code if self._status and not self._status.is_running else None
         self._returncode = _UNKNOWN if code is None else code
         self._ended.set()
         self.group.gone.set()

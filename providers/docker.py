@@ -1,59 +1,61 @@
 """`McpContainerManager`: makes, starts, looks at, stops and removes the containers of servers.
 
 The launchers, the supervisor and the command line come in. Called are `docker_engine`, `container_plan` for what is to
-be made, and `ownership` for which containers are ours. When a container should run is not decided here; and nothing
-here touches a container that is not proven to be ours.
+be made, `placement` for what it needs there, `ownership` for which containers are ours, and `container_roster` for what
+we do with them. When a container should run is not decided here; and nothing here touches a container that is not
+proven to be ours.
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
+import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from providers.container import (
-    Address,
-    Container,
-    ContainerStatus,
-    listed_status_of,
-    missing,
-    name_in,
-    status_of,
-)
+from providers.container import Address, Container, ContainerStatus, listed_status_of, missing, name_in, status_of
 from providers.container_plan import Plan
+from providers.container_roster import Roster, Use
 from providers.docker_engine import (
     QUICK,
     SLOW,
-    Api,
-    APIError,
     DockerEngine,
+    EngineUnavailable,
     ImageMissing,
-    NotFound,
+    found,
+    is_refusal,
     tolerating,
 )
 from providers.engine import EngineAddress
-from providers.errors import BackendError, BackendUnavailable
-from providers.hardening import ImageFacts, check_mounts, container_port, image_facts, volume_problem, volumes_of
+from providers.errors import BackendError, BackendUnavailable, ConfigurationError
+from providers.hardening import ImageFacts, container_port, image_facts
 from providers.image_pull import ImagePull
+from providers.mounts import MountRefused
 from providers.ownership import INSTANCE, SERVER, Instance
+from providers.placement import apart, check_network, ensure_network, volumes_for
 from providers.resource import McpServerResource
+
+if TYPE_CHECKING:
+    from providers.docker_engine import Api
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """One container on its way, in a thread that goes on when its caller gives up."""
+    """One container on its way, in a thread that goes on when its caller gives up. `settled` is taken once, by
+    whichever of the two is first: the thread that has made it, or the caller who does not want it any more."""
 
     resource: McpServerResource
     scope: str
     made: Container | None = None
-    is_abandoned: bool = False
+    settled: threading.Lock = field(default_factory=threading.Lock)
 
 
 class McpContainerManager:
@@ -71,8 +73,7 @@ class McpContainerManager:
         self._strangers: set[str] = set()
         self._taking_over = anyio.Lock()
         """What is taken into use is not removed at the same moment."""
-        self._live: dict[str, str] = {}
-        """Names of the containers that are in use, or being made, with their servers."""
+        self._roster = Roster(instance)
 
     def __repr__(self) -> str:
         return f"<McpContainerManager {self.instance.id} {self._engine!r}>"
@@ -130,7 +131,8 @@ class McpContainerManager:
     # --- making, starting and ending
 
     async def start_server(self, resource: McpServerResource, scope: str = "shared") -> Container:
-        """A running container for a server: one of ours that was made alike and runs, or else a new one.
+        """A running container for a server: one of ours that was made alike, runs, and that nobody uses or ends, as a
+        gateway before us left it; or else a new one.
 
         Raises:
             BackendUnavailable: there is none to be had.
@@ -139,22 +141,25 @@ class McpContainerManager:
         async with self._taking_over:
             for status in await self.list_servers():
                 made = status.container
-                if status.is_running and (made.server, made.scope, made.fingerprint) == (resource.name, scope, wanted):
-                    self._live[made.name] = made.server
+                is_alike = (made.server, made.scope, made.fingerprint) == (resource.name, scope, wanted)
+                if is_alike and status.is_running and self._roster.take(made):
                     return made
         container = await self.create_server(resource, scope)
         try:
             await self.start_created(container)
-        except BackendError:
-            await self.stop_server(container, grace=0)
+        except BaseException as error:
+            self._roster.forsake(container)  # reconciliation removes it, if we cannot
+            if isinstance(error, BackendError):
+                with suppress(BackendError):
+                    await self.stop_server(container, grace=0)
             raise
         return container
 
     async def fingerprint(self, resource: McpServerResource) -> str:
-        """What a container that would be made now has as its fingerprint; nothing where there is no image."""
+        """What a container that would be made now has as its fingerprint; nothing where none can be made."""
         try:
             return await self._engine.call(resource.name, lambda api: self._plan(resource, api).fingerprint, QUICK)
-        except ImageMissing:
+        except (ImageMissing, MountRefused):
             return ""
 
     async def create_server(self, resource: McpServerResource, scope: str) -> Container:
@@ -168,8 +173,8 @@ class McpContainerManager:
         try:
             return await self._engine.call(resource.name, partial(self._create, attempt), SLOW)
         except BaseException:
-            attempt.is_abandoned = True
-            self._abandon(attempt)
+            if not attempt.settled.acquire(blocking=False) and attempt.made is not None:
+                self._roster.forsake(attempt.made)
             raise
 
     async def start_created(self, container: Container) -> None:
@@ -177,61 +182,58 @@ class McpContainerManager:
         await self._engine.call(container.server, lambda api: api.start(container.id), SLOW)
 
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
-        return Plan(resource, _image(resource, api), self.instance, is_inside=self._engine.own_id is not None)
-
-    def _abandon(self, attempt: _Attempt) -> None:
-        """Nobody waits for its container any more: reconciliation removes it."""
-        if attempt.made is not None:
-            self._live.pop(attempt.made.name, None)
+        volumes = volumes_for(resource, self._engine, api, self._allowed_paths, [str(self.instance.folder.parent)])
+        is_inside = self._engine.own_id is not None
+        return Plan(resource, _image(resource, api), self.instance, is_inside, volumes)
 
     def _create(self, attempt: _Attempt, api: Api) -> Container:
-        attempt.made = self._make(attempt.resource, attempt.scope, api)
-        if attempt.is_abandoned:
-            self._abandon(attempt)
-        return attempt.made
+        made = attempt.made = self._make(attempt.resource, attempt.scope, api)
+        if not attempt.settled.acquire(blocking=False):
+            self._roster.forsake(made)
+            self._remove(made, 0, api)
+        return made
 
     def _make(self, resource: McpServerResource, scope: str, api: Api) -> Container:
-        check_mounts(resource, self._allowed_paths, [self.engine.socket_path] if self.engine.socket_path else [])
-        _check_volumes(resource, api)
         plan = self._plan(resource, api)
+        check_network(resource, api)
         for name in plan.names():
-            if name not in self.instance.containers() and (made := self._create_named(name, plan, scope, api)):
+            if self._roster.reserve(name, resource.name) and (made := self._create_named(name, plan, scope, api)):
                 return made
         raise BackendUnavailable(resource.name, "Docker has no name left for its container.", not_sent=True)
 
     def _create_named(self, name: str, plan: Plan, scope: str, api: Api) -> Container | None:
         """Make a container of this name; None if a stranger has the name."""
-        server = self._live[name] = plan.resource.name
-        self.instance.remember(name)
+        server, answer = plan.resource.name, None
         try:
             if plan.network_to_make:
-                self._ensure_network(plan.network_to_make, api)
+                ensure_network(server, plan.network_to_make, self._engine.own_id, api)
             folder = self._write_secrets(plan.resource, name) if plan.resource.docker_secrets else None
-            made = api.create_container_from_config(plan.body(name, scope, folder), name)
-        except (APIError, BackendError) as error:
-            self._let_go(name)
-            if getattr(error, "status_code", None) != 409:
-                raise
+            with tolerating(409):
+                answer = api.create_container_from_config(plan.body(name, scope, folder), name)
+        except BaseException as error:
+            if isinstance(error, BackendError) or is_refusal(error):
+                self._roster.not_made(name)
+            else:
+                self._roster.perhaps_made(name)
+            raise
+        if answer is None:
+            self._roster.not_made(name)
             logger.warning(
                 "server '%s': a container that is not ours has the name '%s'; it is left alone", server, name
             )
             return None
-        self.instance.remember(name, made["Id"])
-        return Container(made["Id"], name, server, scope, plan.fingerprint)
+        made = Container(answer["Id"], name, server, scope, plan.fingerprint)
+        self._roster.made(made)
+        return made
 
     def _write_secrets(self, resource: McpServerResource, name: str) -> str:
-        if not self.engine.is_local:
-            problem = "its docker_secrets are files of this machine, which the engine does not see. Use env instead."
+        if reason := apart(self._engine):
+            problem = f"its docker_secrets are files of this machine, and {reason}. Use env instead."
             raise BackendUnavailable(resource.name, problem, not_sent=True)
-        return self.instance.write_secrets(name, resource.docker_secrets)
-
-    def _ensure_network(self, wanted: Mapping[str, Any], api: Api) -> None:
-        name = wanted["name"]
-        if not any(network["Name"] == name for network in api.networks(names=[name])):
-            with tolerating(409):  # somebody who came at the same moment
-                api.create_network(**wanted, check_duplicate=True)
-        if self._engine.own_id is not None and self._engine.own_id not in _members(name, api):
-            api.connect_container_to_network(self._engine.own_id, name)
+        try:
+            return self.instance.write_secrets(name, resource.docker_secrets)
+        except ConfigurationError as error:
+            raise BackendUnavailable(resource.name, str(error), not_sent=True) from None
 
     async def address(self, resource: McpServerResource, container: Container) -> Address:
         """Where a running container's port is to be had.
@@ -254,17 +256,19 @@ class McpContainerManager:
     async def stop_server(self, container: Container, grace: float = 5.0) -> None:
         """Stop a container, kill it after `grace` seconds, and remove it with what was made for it. One that is gone
         already is no error."""
+        self._roster.ending(container)
+        try:
+            await self._engine.call(container.server, partial(self._remove, container, grace), grace + SLOW)
+        except BaseException:
+            self._roster.forsake(container)
+            raise
 
-        self._live.pop(container.name, None)  # if the engine is away, reconciliation removes it later
-
-        def stop(api: Api) -> None:
-            with tolerating(404, 409):  # 409: its removal is under way
-                if grace > 0:
-                    api.stop(container.id, timeout=max(1, round(grace)))
-                api.remove_container(container.id, v=True, force=True)
-            self._let_go(container.name)
-
-        await self._engine.call(container.server, stop, grace + SLOW)
+    def _remove(self, container: Container, grace: float, api: Api) -> None:
+        with tolerating(404, 409):  # 409: its removal is under way
+            if grace > 0:
+                api.stop(container.id, timeout=max(1, round(grace)))
+            api.remove_container(container.id, v=True, force=True)
+        self._roster.gone(container)
 
     async def signal(self, container: Container, signal: str) -> None:
         """Send a signal to a container's process; one that has ended is no error."""
@@ -275,21 +279,14 @@ class McpContainerManager:
 
         await self._engine.call(container.server, kill, QUICK)
 
-    def _let_go(self, name: str) -> None:
-        self._live.pop(name, None)
-        self.instance.drop_secrets(name)
-        self.instance.forget(name)
-
     # --- looking
 
     async def get_status(self, container: Container) -> ContainerStatus:
         """Everything that Docker knows of a container of ours."""
 
         def inspect(api: Api) -> ContainerStatus:
-            try:
-                return status_of(api.inspect_container(container.id))
-            except NotFound:
-                return missing(container)
+            facts = found(lambda: api.inspect_container(container.id))
+            return status_of(facts) if facts else missing(container)
 
         return await self._engine.call(container.server, inspect, QUICK)
 
@@ -298,12 +295,12 @@ class McpContainerManager:
         return await self._engine.call("", self._list, QUICK)
 
     def _list(self, api: Api) -> list[ContainerStatus]:
-        found = api.containers(all=True, filters={"label": f"{INSTANCE}={self.instance.id}"})
-        for facts in found:
+        labelled = api.containers(all=True, filters={"label": f"{INSTANCE}={self.instance.id}"})
+        for facts in labelled:
             if not self._owns(facts) and facts["Id"] not in self._strangers:
                 self._strangers.add(facts["Id"])
                 logger.warning("container '%s' carries our labels and is not ours; it is left alone", name_in(facts))
-        return [listed_status_of(facts) for facts in found if self._owns(facts)]
+        return [listed_status_of(facts) for facts in labelled if self._owns(facts)]
 
     def _owns(self, facts: Mapping[str, Any]) -> bool:
         return self.instance.owns(name_in(facts), facts["Id"], facts["ImageID"], facts.get("Labels") or {})
@@ -317,15 +314,22 @@ class McpContainerManager:
         """
         options: dict[str, Any] = {"timestamps": True, "tail": tail} | ({"since": since} if since else {})
         raw = await self._engine.call(container.server, lambda api: api.logs(container.id, **options), QUICK)
-        return [line for line in raw.decode(errors="replace").splitlines() if line]
+        lines = raw.decode(errors="replace").split("\n")  # and at nothing else: the rest of a line has no time in front
+        return [line.rstrip("\r") for line in lines if line]
 
     async def memory(self, container: Container) -> int | None:
         """The bytes of memory that a container uses now."""
-        ask = partial(Api.stats, container=container.id, stream=False, one_shot=True)
-        usage = (await self._engine.call(container.server, ask, QUICK)).get("memory_stats", {}).get("usage")
+        stats = await self._engine.call(
+            container.server, lambda api: api.stats(container.id, stream=False, one_shot=True), QUICK
+        )
+        usage = stats.get("memory_stats", {}).get("usage")
         return int(usage) if usage is not None else None
 
     # --- putting in order
+
+    @property
+    def is_untidy(self) -> bool:
+        return self._roster.has_forsaken
 
     async def reconcile(self, adopt: Callable[[Container], bool], *, everything: bool = False) -> set[str]:
         """Make the engine and what we know equal: of our containers, those that nobody uses are removed, unless
@@ -334,27 +338,38 @@ class McpContainerManager:
         Args:
             everything: also those in use: the gateway ends, or it is another one that was killed.
         """
-        in_use = {} if everything else self._live
         if everything:
             await self._engine.rest()  # what was being made is there now, and what was being removed is gone
+        known, ours = await self._engine.call("", lambda api: (self.instance.containers(), self._list(api)), QUICK)
         kept = set()
-        for status in await self.list_servers():
-            container = status.container
+        for status in ours:
             async with self._taking_over:
-                if container.name in in_use or (status.is_running and adopt(container)):
-                    kept.add(container.name)
-                else:
-                    logger.info("server '%s': removing a container that nobody uses", container.server)
-                    await self.stop_server(container, grace=0)
-        await self._engine.call("", partial(self._tidy, kept, everything), SLOW)
+                if self._is_to_stay(status, adopt, everything) or not await self._removed(status.container):
+                    kept.add(status.container.name)
+        await self._engine.call("", partial(self._tidy, known, kept, everything), SLOW)
         return kept
 
-    def _tidy(self, kept: Collection[str], everything: bool, api: Api) -> None:
-        for name in self.instance.containers():
-            if name not in kept and (everything or name not in self._live):
-                self._let_go(name)
+    def _is_to_stay(self, status: ContainerStatus, adopt: Callable[[Container], bool], everything: bool) -> bool:
+        use = self._roster.use_of(status.container)
+        if use in (Use.ENDING, Use.FORSAKEN):
+            return use is Use.ENDING and not everything  # whoever ends it gives it time to end well
+        return (use is not None and not everything) or (status.is_running and adopt(status.container))
+
+    async def _removed(self, container: Container) -> bool:
+        logger.info("server '%s': removing a container that nobody uses", container.server)
+        try:
+            await self.stop_server(container, grace=0)
+        except EngineUnavailable:
+            raise
+        except BackendError as error:  # the others can be removed all the same
+            logger.warning("%s Its container '%s' is still there.", error, container.name)
+            return False
+        return True
+
+    def _tidy(self, known: Mapping[str, str], there: Collection[str], everything: bool, api: Api) -> None:
+        self._roster.tidy(known, there, everything=everything)
         for network in api.networks(filters={"label": f"{INSTANCE}={self.instance.id}"}):
-            if network["Labels"].get(SERVER) in self._live.values():
+            if network["Labels"].get(SERVER) in self._roster.servers:
                 continue
             with tolerating(403, 404):  # somebody is on it
                 if self._engine.own_id is not None and _members(network["Id"], api) == {self._engine.own_id}:
@@ -363,27 +378,15 @@ class McpContainerManager:
 
 
 def _image(resource: McpServerResource, api: Api) -> ImageFacts:
-    try:
-        return image_facts(api.inspect_image(resource.docker_image))
-    except NotFound:
+    inspected = found(lambda: api.inspect_image(resource.docker_image))
+    if inspected is None:
         problem = f"its image '{resource.docker_image}' is not at the engine. {_how(resource)}"
-        raise ImageMissing(resource.name, problem, not_sent=True) from None
+        raise ImageMissing(resource.name, problem, not_sent=True)
+    return image_facts(inspected)
 
 
 def _how(resource: McpServerResource) -> str:
     return f"Run: docker pull {resource.docker_image}"
-
-
-def _check_volumes(resource: McpServerResource, api: Api) -> None:
-    for volume in volumes_of(resource):
-        if volume.is_bind:
-            continue
-        try:
-            problem = volume_problem(api.inspect_volume(volume.source).get("Options"))
-        except NotFound:
-            continue
-        if problem:
-            raise BackendUnavailable(resource.name, f"volume '{volume.source}' {problem}.", not_sent=True)
 
 
 def _members(network: str, api: Api) -> set[str]:
