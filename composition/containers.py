@@ -7,6 +7,7 @@ that gateways with this servers.toml have taken, and from what those wrote down.
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from providers.hardening import relaxations
 from providers.resource import TransportType
 
 _FOLLOW_EVERY = 0.5
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Of Unicode's categories: controls, invisible marks, halves of pairs, ends of lines and paragraphs."""
 _HEADER = ("NAME", "STATE", "TRANSPORT", "UPTIME", "MEMORY", "RESTARTS", "CONTAINER", "NOTES")
 
 
@@ -123,7 +126,7 @@ async def show(configuration: Configuration) -> int:
     lines = [_HEADER, *(row.cells(now) for row in table)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        cells = (harmless(cell).ljust(width) for cell, width in zip(line, widths, strict=True))
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
     return 0
 
@@ -172,9 +175,18 @@ async def logs(configuration: Configuration, name: str, *, follow: bool, tail: i
     with managers(configuration) as known:
         read = _from_file if over_stdio else _from_docker
         async for line in _merged(known, name, read, tail, follow):
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(harmless(line) + "\n")
             sys.stdout.flush()
     return 0
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal would obey, or hide behind: control characters, escape sequences, marks that turn the
+    direction of text. They are shown by their numbers. Letters of every language stay, and tabs."""
+    is_kept = (sign == "\t" or unicodedata.category(sign) not in _OBEYED for sign in text)
+    return "".join(
+        sign if is_fine else sign.encode("unicode_escape").decode() for sign, is_fine in zip(text, is_kept, strict=True)
+    )
 
 
 async def _merged(
@@ -197,10 +209,12 @@ async def _from_file(manager: McpContainerManager, name: str, tail: int) -> list
 
 
 def _last_lines(file: Path, tail: int) -> list[str]:
+    """Lines end at a newline and nowhere else: what follows another sign has no time in front."""
     try:
-        return file.read_text(errors="replace").splitlines()[-tail:]
+        lines = file.read_bytes().decode(errors="replace").split("\n")
     except OSError:
         return []
+    return [line for line in lines if line][-tail:]
 
 
 async def _from_docker(manager: McpContainerManager, name: str, tail: int) -> list[str]:
