@@ -15,7 +15,6 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,13 +29,14 @@ from providers import lines
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
 from providers.container_keys import StartPolicy
-from providers.container_supervisor import ContainerOptions, ContainerSupervisor
+from providers.container_managers import ContainerOptions
+from providers.container_supervisor import ContainerSupervisor
 from providers.direct import DirectServer
 from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
-from providers.ownership import default_state_folder
+from providers.ownership import state_folder
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
@@ -92,6 +92,7 @@ class Gateway:
         self.containers = ContainerSupervisor(
             container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
         )
+        self._tasks: TaskGroup | None = None
         local = None if auth else self.operator
         self.registry = Registry(
             pool=self.pool,
@@ -115,7 +116,6 @@ class Gateway:
         )
         lines.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         self._http: HttpClient | None = None
-        self._tasks: TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
@@ -166,12 +166,13 @@ class Gateway:
                     self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
                     tasks.start_soon(self._follow_file)
-                    tasks.start_soon(self._start_eager)
+                    for mount in self.registry.mounts.values():
+                        self._start_if_eager(mount.resource)
                     self._ready.set()
                     await self._stop.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            self.state = GatewayState.STOPPED
+            self._tasks, self.state = None, GatewayState.STOPPED
             self.registry.stopped()
             self._ready.set()
 
@@ -208,7 +209,9 @@ class Gateway:
 
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
         if resource.is_container:
-            return self.containers.launcher(resource)
+            launcher = self.containers.launcher(resource)
+            self._start_if_eager(resource)
+            return launcher
         match resource.transport_type:
             case TransportType.STDIO:
                 return partial(stdio_wire, resource)
@@ -217,18 +220,26 @@ class Gateway:
             case _:
                 return partial(self._open_remote, resource)
 
-    def _open_remote(self, resource: McpServerResource, deliver: Deliver) -> AbstractAsyncContextManager[Wire]:
-        if resource.transport_type is TransportType.SSE:
-            return sse_wire(resource, deliver, self._client)
-        return streamable_http_wire(resource, deliver, self._client)
+    def _open_remote(
+        self, resource: McpServerResource, deliver: Deliver, client: HttpClient | None = None
+    ) -> AbstractAsyncContextManager[Wire]:
+        """
+        Args:
+            client: for a server with connections of its own; the others share the gateway's.
+        """
+        open_wire = sse_wire if resource.transport_type is TransportType.SSE else streamable_http_wire
+        return open_wire(resource, deliver, client or self._client)
 
-    async def _start_eager(self) -> None:
-        """Connect to the servers that are to run before anybody asks, once their images are here."""
-        await self.containers.pulled()
-        eager = [mount for mount in self.registry.mounts.values() if mount.resource.start is StartPolicy.EAGER]
-        async with anyio.create_task_group() as tasks:
-            for mount in eager:
-                tasks.start_soon(mount.catalogue.get, self.operator_caller())
+    def _start_if_eager(self, resource: McpServerResource) -> None:
+        if resource.start is StartPolicy.EAGER and self._tasks is not None:
+            self._tasks.start_soon(self._start_eager, resource)
+
+    async def _start_eager(self, resource: McpServerResource) -> None:
+        """Connect to a server that is to run before anybody asks, once its image is here."""
+        await self.containers.pulled(resource.name)
+        mount = self.registry.mounts.get(resource.name)
+        if mount is not None:
+            await mount.catalogue.get(self.operator_caller())
 
     def _start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         assert self._tasks is not None, "the gateway does not run"
@@ -257,7 +268,7 @@ def container_options(configuration: Configuration) -> ContainerOptions:
     settings = configuration.settings
     return ContainerOptions(
         configuration=configuration.path.absolute(),
-        state=Path(settings.state_dir).expanduser() if settings.state_dir else default_state_folder(),
+        state=state_folder(settings.state_dir),
         host=settings.docker_host,
         allowed_paths=settings.docker_allowed_paths,
         max_containers=settings.max_containers,

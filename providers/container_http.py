@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import anyio
 
-from providers.container import Address
+from providers.container import Address, Container
+from providers.docker import McpContainerManager
+from providers.endpoint import HttpClient
 from providers.errors import BackendError, BackendUnavailable
+from providers.process import in_one_line, mask_for
 from providers.resource import McpServerResource, TransportType
 from providers.wire import WIRE_ERROR_CODE, Deliver, Message, Wire
 
-OpenRemote = Callable[[McpServerResource, Deliver], AbstractAsyncContextManager[Wire]]
-"""Opens a wire to the URL of a resource, by its transport."""
+
+class OpenRemote(Protocol):
+    """Opens a wire to the URL of a resource, by its transport, with requests of this client."""
+
+    def __call__(
+        self, resource: McpServerResource, deliver: Deliver, client: HttpClient
+    ) -> AbstractAsyncContextManager[Wire]: ...
+
+
+OpenWireTo = Callable[[McpServerResource, Deliver], AbstractAsyncContextManager[Wire]]
 
 _TRY_EVERY = 0.05
 _ONE_TRY = 5.0
@@ -40,24 +52,25 @@ def at_address(resource: McpServerResource, address: Address) -> McpServerResour
 
 
 async def until_ready(
-    resource: McpServerResource, open_remote: OpenRemote, is_alive: Callable[[], Awaitable[bool]]
+    resource: McpServerResource, open_wire: OpenWireTo, is_alive: Callable[[], Awaitable[bool]]
 ) -> None:
     """Wait until a server answers MCP; any answer will do.
 
     Args:
         resource: with its url.
+        open_wire: opens a wire to it.
         is_alive: whether its container still runs.
 
     Raises:
         BackendUnavailable: its container has ended.
     """
-    while not await _answers(resource, open_remote):
+    while not await _answers(resource, open_wire):
         if not await is_alive():
             raise BackendUnavailable(resource.name, "its container ended.", not_sent=True)
         await anyio.sleep(_TRY_EVERY)
 
 
-async def _answers(resource: McpServerResource, open_remote: OpenRemote) -> bool:
+async def _answers(resource: McpServerResource, open_wire: OpenWireTo) -> bool:
     answered, result = anyio.Event(), False
 
     async def deliver(message: Message) -> None:
@@ -67,7 +80,7 @@ async def _answers(resource: McpServerResource, open_remote: OpenRemote) -> bool
 
     try:
         with anyio.move_on_after(_ONE_TRY):
-            async with open_remote(resource, deliver) as wire:
+            async with open_wire(resource, deliver) as wire:
                 await wire.send(_HELLO, {})
                 await answered.wait()
     except (BackendError, ExceptionGroup):
@@ -90,3 +103,15 @@ def explaining(deliver: Deliver, explain: Callable[[], Awaitable[BackendError | 
         await deliver(message)
 
     return delivered
+
+
+async def last_words(resource: McpServerResource, manager: McpContainerManager, container: Container) -> str:
+    """Why a container did not come up, with the end of what it said; what may be a secret is replaced by its name."""
+    try:
+        status = await manager.get_status(container)
+        lines = [line.partition(" ")[2] for line in await manager.get_logs(container, tail=5)]
+    except BackendError as error:
+        return error.problem
+    words = in_one_line(map(mask_for(resource), lines))
+    how = "its container runs" if status.is_running else f"its container {status.obituary()}"
+    return f"{how}; its last words: {words}" if words else f"{how}; it said nothing."

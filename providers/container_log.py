@@ -7,12 +7,15 @@ twice a second, so that no event loop waits for a disk; a flood loses its oldest
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
+
+logger = logging.getLogger(__name__)
 
 _EVERY = 0.5
 _MOST_WAITING = 5_000
@@ -26,7 +29,7 @@ class ContainerLog:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lines: deque[str] = deque(maxlen=_MOST_WAITING)
-        self._lost = 0
+        self._lost, self._cannot_write = 0, False
 
     def __call__(self, line: str) -> None:
         if len(self._lines) == _MOST_WAITING:
@@ -48,9 +51,20 @@ class ContainerLog:
         if self._lines:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
             if self._lost:
-                lines.insert(0, f"({self._lost} lines were lost: it wrote faster than they could be kept)\n")
+                lines.insert(0, f"({self._lost} lines were lost: they could not be written as fast as they came)\n")
                 self._lost = 0
+            await self._write(lines)
+
+    async def _write(self, lines: list[str]) -> None:
+        """A full disk costs lines, which are counted, and nothing else; it is told once."""
+        try:
             await anyio.to_thread.run_sync(_append, self.file, "".join(lines))
+            self._cannot_write = False
+        except OSError as error:
+            self._lost += len(lines)
+            if not self._cannot_write:
+                logger.warning("the log '%s' cannot be written (%s)", self.file, error.strerror)
+            self._cannot_write = True
 
 
 def _append(file: Path, text: str) -> None:

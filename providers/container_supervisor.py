@@ -1,18 +1,17 @@
 """`ContainerSupervisor`: what concerns all containers of a gateway together.
 
 The gateway comes in: for each container server it asks for a launcher, and it runs the supervisor for as long as it
-lives. Here is which identity the gateway has at the engine, how many containers there may be, which of them are idle,
-which images have to be pulled, and that what Docker has and what we know stay equal, also after the engine was away.
+lives. Here is which containers are idle or have ended, which images have to be pulled, and that what Docker has and
+what we know stay equal, also after the engine was away. Nothing that fails here, be it the disk, ends the gateway.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,36 +19,27 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from providers import ownership
-from providers.connection import ConnectionState
+from providers.connection import PooledConnection
 from providers.container_http import OpenRemote
 from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
 from providers.container_log import ContainerLog
+from providers.container_managers import ContainerOptions, Managers
+from providers.container_slots import Slot, Slots
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
-from providers.errors import BackendError, BackendUnavailable, ConfigurationError
+from providers.errors import BackendError, BackendUnavailable
 from providers.hardening import ImageFacts
 from providers.pool import McpConnectionPool
-from providers.resource import McpServerResource
+from providers.resource import McpServerResource, TransportType
 
 logger = logging.getLogger(__name__)
 
 _TICK = 1.0
 _RECONCILE_EVERY = 30.0
-_ROOM_EVERY = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerOptions:
-    """Of the gateway's settings, those for containers."""
-
-    configuration: Path
-    """The servers.toml, by which the next gateway knows that it is the same one."""
-    state: Path
-    host: str | None = None
-    allowed_paths: Collection[str] = ()
-    max_containers: int = 20
+_TIDY_EVERY = 3.0
+"""As long as there are containers that we failed to remove: an engine may be away for less than a tick."""
+_CLOSING_SECONDS = 30.0
 
 
 class ContainerSupervisor:
@@ -70,19 +60,19 @@ class ContainerSupervisor:
         self.open_remote = open_remote
         self._options, self._pool, self._lookup = options, pool, lookup
         self._launchers: list[ContainerLauncher] = []
-        self._manager: McpContainerManager | None = None
-        self._claiming = anyio.Lock()
-        self._taken, self._freed = 0, anyio.Event()
+        self._managers = Managers(options)
+        self._slots = Slots(options.max_containers, self._make_room)
         self._logs: dict[str, ContainerLog] = {}
         self._tasks: TaskGroup | None = None
         self._reconciled_at = float("-inf")
         self._noted: dict[str, Mapping[str, Any]] = {}
-        self._pulled = anyio.Event()
+        self._complaint = ""
+        """What the last look stumbled over: it is told once, and not every second."""
         self.engine_problem: EngineUnavailable | None = None
         """Why the engine cannot be asked anything, as long as that is so."""
 
     def __repr__(self) -> str:
-        return f"<ContainerSupervisor {self._taken}/{self._options.max_containers} containers>"
+        return f"<ContainerSupervisor {self._slots} {'without an engine' if self.engine_problem else 'in order'}>"
 
     @property
     def launchers(self) -> list[ContainerLauncher]:
@@ -95,18 +85,20 @@ class ContainerSupervisor:
         launcher = ContainerLauncher(resource, self)
         self._launchers.append(launcher)
         if self._tasks is not None:
-            self._tasks.start_soon(self._pull, launcher)
+            self.start_soon(self._pull, launcher)
         return launcher
 
     # --- lifetime
 
     async def __aenter__(self) -> ContainerSupervisor:
-        self._claiming, self._freed, self._pulled = anyio.Lock(), anyio.Event(), anyio.Event()
-        self._taken, self._reconciled_at = 0, float("-inf")
+        self._managers, self._slots = Managers(self._options), Slots(self._options.max_containers, self._make_room)
+        self._reconciled_at, self._complaint, self._logs = float("-inf"), "", {}
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._run)
-        self._tasks.start_soon(self._pull_all)
+        for launcher in self._current():
+            launcher.has_image = anyio.Event()
+            self.start_soon(self._pull, launcher)
         return self
 
     async def __aexit__(
@@ -122,21 +114,11 @@ class ContainerSupervisor:
                 await self._close()
 
     async def _close(self) -> None:
-        manager = self._manager
-        if manager is None:
-            return
-        try:
-            with anyio.move_on_after(30):
-                async with anyio.create_task_group() as tasks:
-                    for launcher in self._launchers:
-                        tasks.start_soon(partial(launcher.stop_all, keep=True))
-                await manager.reconcile(adopt=lambda made: self._is_kept(made.server), everything=True)
-        except BackendError as error:
-            logger.warning("%s What is left of its containers is removed at the next start.", error)
-        finally:
-            self._manager = None
-            manager.close()
-            manager.instance.release()
+        with anyio.move_on_after(_CLOSING_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for launcher in self._launchers:
+                    tasks.start_soon(_guarded, partial(launcher.stop_all, keep=True))
+        await _guarded(self._managers.close, self._is_kept)
 
     def start_soon(self, work: Callable[..., Any], *args: Any) -> None:
         if self._tasks is None:
@@ -144,87 +126,87 @@ class ContainerSupervisor:
         self._tasks.start_soon(_guarded, work, *args)
 
     async def manager(self) -> McpContainerManager:
-        """The container manager; with the first call this gateway takes an identity and sweeps up behind those that
-        were killed.
+        """The container manager; with the first call this gateway takes an identity.
 
         Raises:
             BackendUnavailable: the gateway's record of its containers cannot be kept.
         """
-        async with self._claiming:
-            if self._manager is None:
-                options = self._options
-                try:
-                    claim = partial(ownership.claim, options.state, options.configuration)
-                    instance = await anyio.to_thread.run_sync(claim)
-                except ConfigurationError as error:
-                    raise BackendUnavailable("", str(error), not_sent=True) from None
-                self._manager = McpContainerManager(instance, host=options.host, allowed_paths=options.allowed_paths)
-            return self._manager
+        return await self._managers.own()
+
+    async def keeper(self, resource: McpServerResource) -> McpContainerManager:
+        """The manager that has the container over HTTP of a server, or is to make one.
+
+        Raises:
+            BackendUnavailable: the gateway's record of its containers cannot be kept.
+        """
+        return await self._managers.keeper(resource)
 
     # --- how many
 
-    async def take_slot(self, server: str) -> None:
+    async def take_slot(self, server: str, whose: str) -> Slot:
         """Reserve room for one container, made by stopping an idle one if need be.
 
         Raises:
-            BackendUnavailable: all are in use.
+            PoolExhausted: all are in use.
         """
-        most = self._options.max_containers
-        with anyio.move_on_after(self._pool.limits.acquire_timeout):
-            while self._taken >= most:
-                self._make_room()
-                with anyio.move_on_after(_ROOM_EVERY):
-                    await self._freed.wait()
-            self._taken += 1
-            return
-        problem = f"all {most} containers are in use; raise max_containers. Try again later."
-        raise BackendUnavailable(server, problem, not_sent=True)
+        return await self._slots.take(server, whose, self._pool.limits.acquire_timeout)
 
-    def free_slot(self) -> None:
-        self._taken -= 1
-        self._freed.set()
-        self._freed = anyio.Event()
+    def free_slot(self, slot: Slot) -> None:
+        self._slots.free(slot)
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Begin to stop the container that was idle longest; False if there is none."""
         if any(launcher.stop_one_idle() for launcher in self._launchers):
-            return
-        idle = [
-            connection
-            for connection in self._pool.connections()
-            if connection.target.resource.is_container and connection.state is ConnectionState.IDLE
-        ]
-        for connection in sorted(idle, key=lambda each: each.last_used_at)[:1]:
-            logger.info("server '%s': stopping an idle container to make room", connection.server)
+            return True
+        idle = [group for group in self._by_container() if all(connection.is_idle for connection in group)]
+        if not idle:
+            return False
+        group = min(idle, key=lambda group: max(connection.last_used_at for connection in group))
+        logger.info("server '%s': stopping an idle container to make room", group[0].server)
+        for connection in group:
             self._pool.retire(connection)
+        whose, resource = group[0].key.whose, group[0].target.resource
+        if not resource.keep:
+            self._slots.leave(resource.name, whose)
+        for launcher in self._launchers:
+            if launcher is group[0].target.open_wire:
+                launcher.end_scope(whose)  # it ends once its wires have
+        return True
+
+    def _by_container(self) -> list[list[PooledConnection]]:
+        """The pool's connections to containers: over stdio each has its own, over HTTP those of a scope share one."""
+        groups = defaultdict[object, list[PooledConnection]](list)
+        for connection in self._pool.connections():
+            resource = connection.target.resource
+            if resource.is_container and not connection.closing.is_set():
+                over_stdio = resource.transport_type is TransportType.STDIO
+                groups[connection if over_stdio else (connection.target.key, connection.key.whose)].append(connection)
+        return list(groups.values())
 
     def failures(self, server: str) -> int:
         return self._pool.backoff.failures(server)
 
     def log(self, server: str) -> Callable[[str], None]:
         """Takes the lines that a server's stdio containers write to stderr."""
-        if server not in self._logs and self._manager is not None and self._tasks is not None:
-            self._logs[server] = ContainerLog(self._manager.instance.log_file(server))
-            self._tasks.start_soon(self._logs[server].run)
+        if server not in self._logs:
+            self._logs[server] = ContainerLog(self._managers.taken[0].instance.log_file(server))
+            self.start_soon(self._logs[server].run)
         return self._logs[server]
 
     # --- images
 
-    async def _pull_all(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            for launcher in self._current():
-                tasks.start_soon(self._pull, launcher)
-        self._pulled.set()
-
-    async def pulled(self) -> None:
-        """Wait until the images of all servers are there, or known not to come."""
-        await self._pulled.wait()
+    async def pulled(self, server: str | None = None) -> None:
+        """Wait until the image of one server, or those of all, are there, or known not to come."""
+        for launcher in self._current():
+            if server in (None, launcher.resource.name):
+                await launcher.has_image.wait()
 
     async def _pull(self, launcher: ContainerLauncher) -> None:
         """Fetch a server's image where its `pull` says so. No call ever waits for this."""
         resource = launcher.resource
-        if not resource.is_enabled:
-            return
         try:
+            if not resource.is_enabled:
+                return
             manager = await self.manager()
             image = await _image(manager, resource)
             if resource.pull is PullPolicy.NEVER or (image and resource.pull is PullPolicy.MISSING):
@@ -243,8 +225,11 @@ class ContainerSupervisor:
             logger.warning("%s", error)
         except BackendError as error:
             logger.warning("server '%s': %s", resource.name, error.problem)
+        except OSError as error:
+            logger.warning("server '%s': which image it has is not written down (%s)", resource.name, error.strerror)
         finally:
             launcher.pulling = None
+            launcher.has_image.set()
 
     # --- putting in order
 
@@ -261,70 +246,81 @@ class ContainerSupervisor:
         return record is not None and record.is_enabled and record.keep
 
     async def _run(self) -> None:
-        has_a_past = await anyio.to_thread.run_sync(self._has_a_past)
+        has_a_past: bool | None = None
         while True:
             try:
+                if has_a_past is None:
+                    has_a_past = await anyio.to_thread.run_sync(self._managers.has_a_past)
                 if self._launchers or has_a_past:
-                    await self._look(is_back=self.engine_problem is not None)
-                    self.engine_problem = None
+                    await self._look()
+                self._complaint = ""
             except EngineUnavailable as error:
-                if self.engine_problem is None:
-                    logger.warning("%s", error.problem)
                 self.engine_problem = error
+                self._complain(error.problem)
             except BackendError as error:
-                logger.warning("%s", error.problem)
-            except Exception:  # one look ends here: a fault in it must not end the gateway
-                logger.exception("looking after the containers failed; it is tried again")
+                self._complain(error.problem)
+            except OSError as error:
+                self._complain(f"what is known of containers cannot be written down ({error.strerror or error})")
+            except Exception as fault:  # noqa: BLE001  # one look ends here: a fault in it must not end the gateway
+                self._complain(f"looking after the containers failed ({fault!r})", fault)
             await anyio.sleep(_TICK)
 
-    def _has_a_past(self) -> bool:
-        """Whether a gateway with this servers.toml ever had containers: some may still be there."""
-        return bool(ownership.known(self._options.state, self._options.configuration))
+    def _complain(self, problem: str, fault: Exception | None = None) -> None:
+        if problem != self._complaint:
+            logger.warning("%s; it is tried again", problem.rstrip("."), exc_info=fault)
+            self._complaint = problem
 
-    async def _look(self, *, is_back: bool) -> None:
-        manager = await self.manager()
+    async def _look(self) -> None:
+        await self.manager()
         for launcher in self._launchers:
             launcher.is_replaced = launcher.is_replaced or not self._is_wanted(launcher)
             self._stop_idle(launcher)
-        statuses = {status.container.id: status for status in await manager.list_servers()}
+        listed = [status for manager in self._managers.taken for status in await manager.list_servers()]
+        if self.engine_problem is not None:
+            self._is_back()
+        statuses = {status.container.id: status for status in listed}
         for launcher in self._launchers:
-            for container in launcher.noticed(statuses):
+            for manager, container in launcher.noticed(statuses):
                 launcher.lost(container.scope, await manager.get_status(container))
-        if is_back or anyio.current_time() - self._reconciled_at > _RECONCILE_EVERY:
-            await self._reconcile(manager)
-        await self._note(manager)
+        is_untidy = any(manager.is_untidy for manager in self._managers.taken)
+        if anyio.current_time() - self._reconciled_at > (_TIDY_EVERY if is_untidy else _RECONCILE_EVERY):
+            await self.put_in_order()
+        await self._note()
         self._launchers = [each for each in self._launchers if not each.is_replaced or not each.is_empty]
 
-    async def _reconcile(self, manager: McpContainerManager) -> None:
+    async def put_in_order(self) -> None:
+        """Make what Docker has and what we know equal, and sweep up behind gateways that have gone.
+
+        Raises:
+            BackendError: the engine does not let us.
+        """
         kept = [each.resource for each in self._current() if self._is_kept(each.resource.name)]
-        wanted = {resource.name: await manager.fingerprint(resource) for resource in kept}
-        await manager.reconcile(adopt=lambda made: wanted.get(made.server) == made.fingerprint)
-        options = self._options
-        for instance in await anyio.to_thread.run_sync(ownership.abandoned, options.state, options.configuration):
-            try:
-                orphans = McpContainerManager(instance, host=options.host)
-                await orphans.reconcile(adopt=lambda _: False, everything=True)
-                orphans.close()
-            finally:
-                instance.release()
+        await self._managers.reconcile(kept)
         self._reconciled_at = anyio.current_time()
+
+    def _is_back(self) -> None:
+        """The engine answers again. What failed meanwhile says nothing about the servers."""
+        self.engine_problem, self._reconciled_at = None, float("-inf")
+        for launcher in self._launchers:
+            self._pool.backoff.forget(launcher.resource.name, before_generation=sys.maxsize)
 
     def _stop_idle(self, launcher: ContainerLauncher) -> None:
         resource = launcher.resource
         limit = resource.idle_stop or (float("inf") if resource.keep else self._pool.limits.idle_timeout)
         for connection in self._pool.connections(resource.name):
-            is_ours = connection.target.open_wire is launcher and connection.state is ConnectionState.IDLE
+            is_ours = connection.target.open_wire is launcher and connection.is_idle
             if is_ours and launcher.idle_for(connection.key.whose, connection.last_used_at) > limit:
                 self._pool.retire(connection)
         launcher.stop_idle(limit)
 
-    async def _note(self, manager: McpContainerManager) -> None:
+    async def _note(self) -> None:
         """Write down how it stands with each server, for the command line."""
+        instance = (await self.manager()).instance
         for launcher in self._current():
             name, facts = launcher.resource.name, launcher.facts()
             if self._noted.get(name) != facts:
+                await anyio.to_thread.run_sync(instance.note, "servers", name, facts)
                 self._noted[name] = facts
-                await anyio.to_thread.run_sync(manager.instance.note, "servers", name, facts)
 
     def end_session(self, session: str) -> None:
         """A client session ended, and with it the containers that were its own."""

@@ -283,7 +283,8 @@ class McpConnectionPool:
     def _failed(self, connection: PooledConnection, error: BackendError) -> None:
         self._counts["failed"] += 1
         target, first = connection.target, connection.first_rest
-        self.backoff.failed(target.key, error, target.longest_rest, connection.created_at, first_rest=first)
+        if error.is_of_server:
+            self.backoff.failed(target.key, error, target.longest_rest, connection.created_at, first_rest=first)
         logger.warning("%s", error)
         if connection.session is not None:
             return  # it was open: who waits for its end may have the next one

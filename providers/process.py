@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import anyio
 import anyio.lowlevel
@@ -162,8 +162,7 @@ class Stderr:
         self._log = log
         self._logger = logging.getLogger(f"apollos.server.{resource.name}")
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        secrets = [(value, name) for name, value in secret_values(resource) if len(value) >= _SECRET_LENGTH]
-        self._secrets = sorted(secrets, key=lambda secret: len(secret[0]), reverse=True)
+        self._mask = mask_for(resource)
 
     async def follow(self, stream: ByteReceiveStream) -> None:
         """Until the stream ends."""
@@ -177,16 +176,12 @@ class Stderr:
 
     def last_words(self) -> str:
         """The end of what was said, in one line and without control characters."""
-        lines = (_TERMINAL_SEQUENCE.sub("", line) for line in self._lines)
-        words = " | ".join("".join(filter(str.isprintable, line)).strip() for line in lines)
-        return words if len(words) <= _LAST_WORDS else "…" + words[1 - _LAST_WORDS :]
+        return in_one_line(self._lines)
 
     def _note(self, raw: bytes) -> None:
-        line = raw.decode(errors="replace").rstrip()
+        line = self._mask(raw.decode(errors="replace").rstrip())
         if not line:
             return
-        for value, name in self._secrets:
-            line = line.replace(value, f"[{name}]")
         self._lines.append(line)
         if self._log is not None:
             self._log(line)
@@ -198,6 +193,26 @@ def secret_values(resource: McpServerResource) -> Iterator[tuple[str, str]]:
     """Names and values of what may be a secret."""
     yield from resource.env.items()
     yield from resource.docker_secrets.items()
+
+
+def mask_for(resource: McpServerResource) -> Callable[[str], str]:
+    """Replaces what may be a secret of this server by its name."""
+    secrets = [(value, name) for name, value in secret_values(resource) if len(value) >= _SECRET_LENGTH]
+    secrets.sort(key=lambda secret: len(secret[0]), reverse=True)
+
+    def mask(text: str) -> str:
+        for value, name in secrets:
+            text = text.replace(value, f"[{name}]")
+        return text
+
+    return mask
+
+
+def in_one_line(lines: Iterable[str]) -> str:
+    """The end of what was said, without control characters, for an error."""
+    plain = (_TERMINAL_SEQUENCE.sub("", line) for line in lines)
+    words = " | ".join("".join(filter(str.isprintable, line)).strip() for line in plain)
+    return words if len(words) <= _LAST_WORDS else "…" + words[1 - _LAST_WORDS :]
 
 
 def _escape(text: str) -> str:

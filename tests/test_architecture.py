@@ -30,7 +30,14 @@ FLOORS = (
     ("providers.catalogue",),
     ("providers.lease", "providers.components", "providers.container_supervisor", "providers.container_middleware"),
     ("providers.pool", "providers.container_launcher"),
-    ("providers.opener", "providers.backoff", "providers.container_stdio"),
+    ("providers.container_served",),
+    (
+        "providers.opener",
+        "providers.backoff",
+        "providers.container_stdio",
+        "providers.container_http",
+        "providers.container_managers",
+    ),
     ("providers.client", "providers.connection", "providers.docker"),
     ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
     (
@@ -39,8 +46,10 @@ FLOORS = (
         "providers.guardian",
         "providers.store",
         "providers.container_plan",
-        "providers.container_http",
+        "providers.container_roster",
+        "providers.container_slots",
         "providers.container_log",
+        "providers.placement",
     ),
     ("providers.endpoint", "providers.hardening", "providers.docker_engine"),
     (
@@ -50,6 +59,7 @@ FLOORS = (
         "providers.event_stream",
         "providers.attach",
         "providers.container",
+        "providers.mounts",
     ),
     (
         "providers.identity",
