@@ -10,7 +10,7 @@ import anyio
 import pytest
 from fastmcp import Client
 
-from tests.helpers.containers import TIME, ours, over_http, over_stdio, until
+from tests.helpers.containers import TIME, ours, over_http, over_stdio, times_made, until
 from tests.helpers.gateway import (
     ERAS,
     LEGACY,
@@ -93,7 +93,10 @@ async def test_a_shared_server_has_one_container(state: str, table: Any, engine:
             for caller in callers:
                 tasks.start_soon(call, caller)
         assert sorted(totals) == list(range(1, 9))
+        async with client(served.url, LEGACY) as newcomer:
+            assert await data(newcomer, "every_total") == 9  # it is warm
         assert len(ours(engine)) == 1
+        assert times_made(engine, "every") == 1
 
 
 @pytest.mark.core
