@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images of the container tests, without a registry: a Debian from its own mirror, and Python packages
-# that are fetched here and copied in. What was built is kept in .cache/docker between runs.
+# Builds the images of the container tests, without a registry: a Debian from its own mirror, and packages of Python
+# and npm that are fetched here and copied in. What was built is kept in .cache/docker between runs.
 #
 #   build.sh [docker host]        default: DOCKER_HOST, or Docker's own default
 set -euo pipefail
@@ -13,25 +13,32 @@ mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9 # two test runs at once build once
 
-suite=bookworm
-time_pin=$(sed -n 's/^mcp-server-time@/mcp-server-time==/p' "$here/../../uvx.txt")
-version=$(cat "$here"/* "$root/tests/servers/everything.py" "$here/../../uvx.txt" | sha256sum | cut -c1-12)
+suite=bookworm with=python3,nodejs
+integration=$(cd "$here/../.." && pwd)
+time_pin=$(sed -n 's/^mcp-server-time@/mcp-server-time==/p' "$integration/uvx.txt")
+reference=@modelcontextprotocol/server-everything
+reference_pin=$(sed -n "s,.*\"$reference\": \"\(.*\)\".*,\1,p" "$integration/npm/package.json")
+version=$(cat "$here"/* "$root/tests/servers/everything.py" <(echo "$time_pin $reference_pin") | sha256sum | cut -c1-12)
 
+targets="time everything reference"
 is_built() { [ "$(docker image inspect --format '{{.Config.Labels.version}}' "$1" 2>/dev/null)" = "$version" ]; }
-if is_built apollos-test/time && is_built apollos-test/everything; then exit 0; fi
+missing=
+for target in $targets; do is_built "apollos-test/$target" || missing+=" $target"; done
+[ -n "$missing" ] || exit 0
 
-base=apollos-test/base:$suite
+debian=$suite-${with//,/-} base=apollos-test/base:$suite-${with//,/-}
 if ! docker image inspect "$base" >/dev/null 2>&1; then
-  if [ ! -s "$cache/$suite.tar" ]; then
+  if [ ! -s "$cache/$debian.tar" ]; then
     rm -rf "$cache/rootfs"
-    debootstrap --variant=minbase --include=python3 "$suite" "$cache/rootfs" http://deb.debian.org/debian >"$cache/debootstrap.log"
+    debootstrap --variant=minbase --include="$with" "$suite" "$cache/rootfs" http://deb.debian.org/debian \
+      >"$cache/debootstrap.log" || { tail -n 20 "$cache/debootstrap.log" >&2; exit 1; }
     tar --directory "$cache/rootfs" --exclude './var/cache/apt/*' --exclude './var/lib/apt/lists/*' \
       --exclude './usr/share/doc/*' --exclude './usr/share/locale/*' --exclude './dev/*' \
-      --create --file "$cache/$suite.part" .
-    mv "$cache/$suite.part" "$cache/$suite.tar"
+      --create --file "$cache/$debian.part" .
+    mv "$cache/$debian.part" "$cache/$debian.tar"
     rm -rf "$cache/rootfs"
   fi
-  docker import "$cache/$suite.tar" "$base" >/dev/null
+  docker import "$cache/$debian.tar" "$base" >/dev/null
 fi
 
 # Packages for the image's Python, which is 3.11 whatever runs this script.
@@ -39,14 +46,17 @@ packages() {
   local folder=$cache/context/site-$1
   shift
   rm -rf "$folder"
-  uv pip install --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: \
+  uv pip install --quiet --python-version 3.11 --python-platform "$(uname -m)-manylinux_2_28" --only-binary :all: \
     --target "$folder" "$@"
 }
 mkdir -p "$cache/context"
 packages time "$time_pin"
 packages everything "fastmcp>=4,<5"
+rm -rf "$cache/context/npm"
+npm install --prefix "$cache/context/npm" --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error \
+  "$reference@$reference_pin" >/dev/null
 cp "$here/Dockerfile" "$here/everything_container.py" "$root/tests/servers/everything.py" "$cache/context/"
-for target in time everything; do
+for target in $missing; do
   docker build --quiet --network none --build-arg "BASE=$base" --label "version=$version" \
     --target "$target" --tag "apollos-test/$target" "$cache/context" >/dev/null
 done
