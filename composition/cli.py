@@ -14,9 +14,11 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from composition import containers
 from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
 from composition.http import address_of, bind, serve, settle_memory
 from composition.logs import log_to_stderr
@@ -45,6 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--port", default=DEFAULT_PORT, type=_port, help="port (default: %(default)s; 0: any free one)"
     )
     commands.add_parser("check", help="connect to every server and print a table")
+    commands.add_parser("containers", help="print a table of the containers")
+    logs = commands.add_parser("logs", help="print what a server in a container wrote to its log")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what it writes from now on")
+    logs.add_argument("--tail", type=int, default=100, metavar="N", help="how many lines (default: %(default)s)")
+    stop = commands.add_parser("stop", help="stop and remove a server's containers")
+    for command in (logs, stop):
+        command.add_argument("name", metavar="NAME", help="the server's name in servers.toml")
+    commands.add_parser("prune", help="remove what gateways left behind at the Docker engine that were killed")
     config = commands.add_parser("config", help="print the entry that makes an MCP host start this gateway")
     config.add_argument("host_name", metavar="HOST", choices=["claude-desktop"], help="claude-desktop")
     return parser
@@ -66,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return _serve(options.host, options.port)
             case "check":
                 return _run(_check)
+            case "containers" | "logs" | "stop" | "prune":
+                return _run(partial(containers.run, load_configuration(servers_path()), options))
             case "config":
                 return _print_entry()
             case _:
@@ -186,6 +198,7 @@ async def _check() -> int:
         states.append(report.state)
 
     try:
+        await gateway.containers.pulled()
         await connect_all(gateway, tell)
     finally:
         await gateway.stop()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -29,11 +29,15 @@ from composition.servers_file import Configuration, watch_configuration
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
+from providers.container_keys import StartPolicy
+from providers.container_managers import ContainerOptions
+from providers.container_supervisor import ContainerSupervisor
 from providers.direct import DirectServer
 from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
+from providers.ownership import state_folder
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
@@ -41,7 +45,7 @@ from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
-from providers.wire import OpenWire
+from providers.wire import Deliver, OpenWire, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +92,10 @@ class Gateway:
             )
         )
         self.parking = ParkingLot()
+        self.containers = ContainerSupervisor(
+            container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
+        )
+        self._tasks: TaskGroup | None = None
         local = None if auth else self.operator
         self.registry = Registry(
             pool=self.pool,
@@ -114,7 +122,6 @@ class Gateway:
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)
         self._http: HttpClient | None = None
-        self._tasks: TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
@@ -159,18 +166,20 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, anyio.create_task_group() as tasks:
+            async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
                 # closed first, parked calls before all: servers in this process live in tasks of the group
                 async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
                     self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
                     tasks.start_soon(self._follow_file)
+                    for mount in self.registry.mounts.values():
+                        self._start_if_eager(mount.resource)
                     self._ready.set()
                     await self._stop.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            self.state = GatewayState.STOPPED
+            self._tasks, self.state = None, GatewayState.STOPPED
             self.registry.stopped()
             self._ready.set()
 
@@ -208,15 +217,38 @@ class Gateway:
         self.configuration = configuration
 
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
+        if resource.is_container:
+            launcher = self.containers.launcher(resource)
+            self._start_if_eager(resource)
+            return launcher
         match resource.transport_type:
             case TransportType.STDIO:
                 return partial(stdio_wire, resource)
             case TransportType.PYTHON:
                 return partial(inprocess_wire, resource, PythonServer(resource, self._start_soon))
-            case TransportType.SSE:
-                return lambda deliver: sse_wire(resource, deliver, self._client)
             case _:
-                return lambda deliver: streamable_http_wire(resource, deliver, self._client)
+                return partial(self._open_remote, resource)
+
+    def _open_remote(
+        self, resource: McpServerResource, deliver: Deliver, client: HttpClient | None = None
+    ) -> AbstractAsyncContextManager[Wire]:
+        """
+        Args:
+            client: for a server with connections of its own; the others share the gateway's.
+        """
+        open_wire = sse_wire if resource.transport_type is TransportType.SSE else streamable_http_wire
+        return open_wire(resource, deliver, client or self._client)
+
+    def _start_if_eager(self, resource: McpServerResource) -> None:
+        if resource.start is StartPolicy.EAGER and self._tasks is not None:
+            self._tasks.start_soon(self._start_eager, resource)
+
+    async def _start_eager(self, resource: McpServerResource) -> None:
+        """Connect to a server that is to run before anybody asks, once its image is here."""
+        await self.containers.pulled(resource.name)
+        mount = self.registry.mounts.get(resource.name)
+        if mount is not None:
+            await mount.catalogue.get(self.operator_caller())
 
     def _start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         assert self._tasks is not None, "the gateway does not run"
@@ -229,6 +261,7 @@ class Gateway:
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)
+        self.containers.end_session(session)
         self.registry.session_ended(session)
 
     def operator_caller(self) -> Caller:
@@ -236,3 +269,15 @@ class Gateway:
         everybody is: where callers bring tokens, no token vouches for this one."""
         operator = self.operator if self.mcp.auth is None else replace(self.operator, roles=frozenset())
         return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
+
+
+def container_options(configuration: Configuration) -> ContainerOptions:
+    """Where containers are, and how many there may be, as the configuration says."""
+    settings = configuration.settings
+    return ContainerOptions(
+        configuration=configuration.path.absolute(),
+        state=state_folder(settings.state_dir),
+        host=settings.docker_host,
+        allowed_paths=settings.docker_allowed_paths,
+        max_containers=settings.max_containers,
+    )

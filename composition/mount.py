@@ -1,7 +1,8 @@
 """A mount: one resource offered under its namespace, as a FastMCP sub-server of the registry.
 
-The sub-server's middleware is one list, outermost first: identity, store (access), pool. It stands by itself, with the
-backend's own names; what is here gives its components the server's name in front, and enters it once for each call.
+The sub-server's middleware is one list, outermost first: identity, store (access), docker, pool. It stands by itself,
+with the backend's own names; what is here gives its components the server's name in front, and enters it once for each
+call.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from providers.components import (
     RawToolResult,
 )
 from providers.connection import Target
+from providers.container_middleware import DockerMiddleware
 from providers.direct import DirectServer
 from providers.errors import BackendError, InternalError
 from providers.identity import Identity, IdentityMiddleware, current_identity
@@ -89,6 +91,7 @@ class Mount:
             middleware=[
                 IdentityMiddleware(local),
                 StoreMiddleware(resource.name, lookup),
+                DockerMiddleware(sessions, lambda: self.target),
                 PoolMiddleware(pool, sessions, lambda: self.target, parking),
             ],
         )

@@ -12,6 +12,7 @@ import anyio
 
 from composition.gateway import Gateway
 from composition.mount import Mount
+from providers.hardening import relaxations
 from providers.resource import McpServerResource, TransportType
 
 _GREEN, _RED, _DIM, _PLAIN = "\033[32m", "\033[31m", "\033[2m", "\033[0m"
@@ -53,7 +54,8 @@ async def _connect(
         took = (anyio.current_time() - began) * 1000
     name, transport = mount.resource.name, str(mount.resource.transport_type)
     if listing is not None:
-        tell(Report(name, transport, "ok", len(mount.offer(listing).tools), took))
+        relaxed = f"relaxed: {', '.join(asked)}" if (asked := relaxations(mount.resource)) else ""
+        tell(Report(name, transport, "ok", len(mount.offer(listing).tools), took, relaxed))
         return
     error = mount.catalogue.error(caller)
     problem = error.problem if error else "gave no answer."

@@ -39,7 +39,9 @@ from composition.settings import (
     without,
 )
 from providers.errors import ConfigurationError
-from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules, TransportType, reach_problem
+from providers.mounts import volume_problems
+from providers.reach import TransportType, reach_problem
+from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 
 _BOOLEAN = TypeAdapter(bool)
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -54,6 +56,7 @@ _MEANT = {
     **{key: f"timeouts.{key}" for key in Timeouts.model_fields},
     **{key: f"tools.{key}" for key in ToolRules.model_fields},
     **{"type": "transport_type", "environment": "env", "disabled": "is_enabled", "roles": "required_roles"},
+    **{"image": "docker_image", "ports": "docker_ports", "volumes": "docker_volumes", "memory": "docker_memory"},
 }
 """What is written straight under a server by mistake, and what was probably meant."""
 
@@ -155,7 +158,7 @@ def _configuration(path: Path, data: bytes, environ: Mapping[str, str]) -> Confi
     text = _decoded(path, data)
     tables = _Tables(_parsed(path, text), path.absolute().parent, environ)
     settings = tables.settings()
-    resources = tables.resources(settings.timeouts)
+    resources = tables.resources(settings)
     if tables.problems:
         raise ConfigurationError(_with_lines(path, text, tables.problems))
     return Configuration(settings, resources, path, _fingerprint(data))
@@ -248,11 +251,11 @@ class _Tables:
             self._add(("gateway",), problem)
         return settings
 
-    def resources(self, timeouts: Timeouts) -> dict[str, McpServerResource]:
-        """The servers that are in order, by name. `timeouts` are those of servers that say nothing else."""
+    def resources(self, settings: Settings) -> dict[str, McpServerResource]:
+        """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else."""
         self._refuse_other_tables()
         tables = self._table("servers", "write [servers.NAME], in single brackets, for each server")
-        found = {name: self._resource(name, table, timeouts) for name, table in tables.items()}
+        found = {name: self._resource(name, table, settings) for name, table in tables.items()}
         return {name: resource for name, resource in found.items() if resource is not None}
 
     def _table(self, name: str, advice: str) -> dict[str, Any]:
@@ -275,7 +278,7 @@ class _Tables:
                 what = f"key '{_dotted([key])}' is in no table. Write it under [gateway] or [servers.NAME]"
             self.problems.append(Problem((key,), what))
 
-    def _resource(self, name: str, table: Any, timeouts: Timeouts) -> McpServerResource | None:
+    def _resource(self, name: str, table: Any, settings: Settings) -> McpServerResource | None:
         place: Key = ("servers", name)
         if not isinstance(table, dict):
             self._add(("servers",), Problem((name,), _not_a_server(name, table)))
@@ -287,23 +290,26 @@ class _Tables:
             if isinstance(table[key], dict):
                 text += f". If it belongs to the name: a name has no dot, write [servers.{name}-{key}]"
             self._add(place, Problem((key,), text))
-        is_misspelt = any(did_you_mean(key, ("command", "url", "python")) for key in unknown)
-        resource, problems = self._checked(name, written, timeouts)
+        is_misspelt = any(did_you_mean(key, ("command", "url", "python", "docker_image")) for key in unknown)
+        resource, problems = self._checked(name, written, settings)
         for key, text in problems:
             if key or not is_misspelt:  # who wrote 'comand' need not hear that 'command' is missing
                 self._add(place, Problem(key if key != ("name",) else (), text))
         return resource
 
     def _checked(
-        self, name: str, written: dict[str, Any], timeouts: Timeouts
+        self, name: str, written: dict[str, Any], settings: Settings
     ) -> tuple[McpServerResource | None, list[Problem]]:
         flag, _ = expand(written.get("is_enabled", True), self._environ)
         is_off = _is_false(flag)
         data, problems = (dict(written), []) if is_off else expand(written, self._environ)
         data |= {"name": name, "created_by": SERVERS_FILE, "is_enabled": flag}
         if isinstance(data.get("timeouts", {}), dict):
-            data["timeouts"] = timeouts.model_dump() | data.get("timeouts", {})
+            data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
+        if not is_off and isinstance(volumes := data.get("docker_volumes"), list):
+            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths)
+            problems += [Problem(("docker_volumes", place), text) for place, text in looked]
         resource, found = check(McpServerResource, data, written, problems)
         unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]
         if is_off and unread:  # a number or a choice that only a variable holds: its default will do

@@ -9,6 +9,7 @@ word that was written where only a few are allowed; never another value, and nev
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -28,7 +29,21 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _split(value: object) -> object:
+    """An environment variable holds several paths as PATH does."""
+    return value.split(os.pathsep) if isinstance(value, str) else value
+
+
+def _check_whole(path: str) -> str:
+    if not path.startswith(("/", "~")) or not path.isprintable():
+        raise ValueError("must be a whole path, which begins with / or ~")
+    if os.path.expanduser(path).startswith("~"):  # noqa: PTH111 - Path's raises
+        raise ValueError("begins with a '~' whose folder is not known here. Write the whole path")
+    return path
+
+
 Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(BaseModel):
@@ -48,7 +63,23 @@ class Settings(BaseModel):
     session_timeout: Seconds = Field(default=1800.0, description="seconds until a silent client session is ended")
     max_sessions_per_user: Count = Field(default=500, description="sessions that one user may have open")
     resumable: bool = Field(default=True, description="whether clients may take up a stream that broke")
+    max_containers: Count = Field(default=20, examples=["20"])
+    docker_host: str | None = Field(default=None, min_length=1, examples=['"unix:///var/run/docker.sock"'])
+    docker_allowed_paths: Paths = Field(default=(), examples=['["/srv/data"]'])
+    state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
+
+    @field_validator("docker_allowed_paths")
+    @classmethod
+    def _folders_are_whole(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            _check_whole(path)
+        return paths
+
+    @field_validator("state_dir")
+    @classmethod
+    def _folder_is_whole(cls, path: str | None) -> str | None:
+        return path if path is None else _check_whole(path)
 
     @field_validator("store")
     @classmethod
@@ -228,6 +259,8 @@ def _problem(model: type[BaseModel], detail: ErrorDetails, written: Mapping[str,
             text = str(detail["ctx"]["error"])
         case "enum":
             text = _not_a_choice(detail["ctx"]["expected"], value_at(written, key))
+        case "less_than_equal":
+            text = f"must be at most {detail['ctx']['le']:.0f}"
         case kind:
             text = _MUST_BE.get(kind, "is not valid") + _found(kind, value_at(written, key))
             text += _example(model, key) if kind.endswith("_type") else ""

@@ -33,14 +33,25 @@ class Backoff:
         self._clock = clock
         self._troubles: dict[tuple[str, int], _Trouble] = {}
 
-    def failed(self, key: tuple[str, int], error: BackendError, limit: float, since: float = math.inf) -> None:
+    def failed(
+        self,
+        key: tuple[str, int],
+        error: BackendError,
+        limit: float,
+        since: float = math.inf,
+        *,
+        first_rest: float = 0.0,
+    ) -> None:
         """Count a failure of something that was begun at `since`. What was begun before the last failure says nothing
-        new: when a server dies, all of its sessions do."""
+        new: when a server dies, all of its sessions do. With a `first_rest` already the first failure costs a rest of
+        so many seconds, which doubles from there."""
         known = self._troubles.get(key)
         if known is not None and since < known.at:
             return
         failures = known.failures + 1 if known else 1
         delay = 0.0 if failures == 1 else min(limit, _FIRST_DELAY * 2 ** min(failures - 2, 30))
+        if first_rest:
+            delay = min(limit, first_rest * 2 ** min(failures - 1, 30))
         delay *= random.uniform(0.9, 1.1)
         now = self._clock()
         self._troubles[key] = _Trouble(failures, now, now + delay, error.again())
@@ -53,6 +64,10 @@ class Backoff:
 
     def succeeded(self, key: tuple[str, int]) -> None:
         self._troubles.pop(key, None)
+
+    def failures(self, server: str) -> int:
+        """How often a server failed in a row."""
+        return max((trouble.failures for key, trouble in self._troubles.items() if key[0] == server), default=0)
 
     def rests_for(self, key: tuple[str, int]) -> float:
         """Seconds until the next attempt is allowed; 0 when it is."""

@@ -50,6 +50,8 @@ class Target:
     def longest_rest(self) -> float:
         """Seconds that it is left alone at most when it keeps failing. A remote server that comes back is to be seen
         within 10 s; to start a process again and again costs more."""
+        if self.resource.is_container:
+            return 60.0
         return 30.0 if self.resource.transport_type is TransportType.STDIO else 5.0
 
 
@@ -60,21 +62,29 @@ class Key(NamedTuple):
     generation: int
     scope: str
 
+    @property
+    def whose(self) -> str:
+        return self.scope.partition(";")[0]
+
+
+def whose_for(target: Target, caller: Caller) -> str:
+    """With whom a caller shares a backend: nobody but its session, its user, everybody, or not even its next call."""
+    match target.resource.isolation:
+        case Isolation.SESSION:
+            return caller.session
+        case Isolation.USER:
+            return f"user:{caller.identity.key}"
+        case Isolation.SHARED:
+            return "shared"
+        case Isolation.CALL:
+            return f"call:{uuid4().hex}"
+
 
 def key_for(target: Target, caller: Caller) -> Key:
     """The key of a caller's connection. What the client can be asked, and how, is part of the scope: a backend that was
     told that it may ask is never handed to a client that cannot answer."""
-    match target.resource.isolation:
-        case Isolation.SESSION:
-            whose = caller.session
-        case Isolation.USER:
-            whose = f"user:{caller.identity.key}"
-        case Isolation.SHARED:
-            whose = "shared"
-        case Isolation.CALL:
-            whose = f"call:{uuid4().hex}"
     era = "modern" if caller.is_modern else "handshake"
-    return Key(*target.key, f"{whose};{era};{caller.capabilities.text}")
+    return Key(*target.key, f"{whose_for(target, caller)};{era};{caller.capabilities.text}")
 
 
 _CLOSING_SECONDS = 1.0
@@ -106,6 +116,8 @@ class PooledConnection:
     holder: tuple[str, Identity] | None = None
     is_suspect: bool = False
     """It is being asked whether it is still there; nobody gets it before it has answered."""
+    has_served: bool = False
+    """The backend has answered a call."""
     pins: int = 0
     """Why it stays open although nobody calls: subscriptions. Nobody is kept out by them."""
     closing_since: float = math.inf
@@ -149,6 +161,16 @@ class PooledConnection:
     def is_missed(self) -> bool:
         """Whether somebody would notice that it is closed while it is idle."""
         return self.ends_with_session is not None or self.pins > 0
+
+    def idle_limit(self, usual: float) -> float:
+        """Seconds after which it is closed when nobody uses it."""
+        return self.target.resource.idle_stop or usual
+
+    @property
+    def first_rest(self) -> float:
+        """Seconds of rest after the first failure already: starting a container costs the whole machine, so that one
+        which never served is started at most six times in its first minute."""
+        return 1.0 if self.target.resource.is_container and not self.has_served else 0.0
 
     def is_about_to_be_gone(self, now: float) -> bool:
         """Whether its slot can be counted on; one that hangs while closing cannot."""

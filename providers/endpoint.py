@@ -8,11 +8,15 @@ hold a secret; for the same reason errors are raised without their cause.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import socket
 from base64 import b64encode
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 import anyio
@@ -42,15 +46,65 @@ _LARGE_BODY = 1024 * 1024
 """A larger body is written piece by piece."""
 
 
+class OwnConnections:
+    """The connections to a server that has its address only while it lives: afterwards that may be a stranger's.
+
+    Args:
+        server: its name.
+        is_there: whether the address is still the server's. It is asked after each connect, before anything is sent:
+            what was the server's then was so while we connected, too.
+    """
+
+    def __init__(self, server: str, is_there: Callable[[], Awaitable[bool]]) -> None:
+        self._server, self._is_there = server, is_there
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self.is_cut = False
+
+    def __repr__(self) -> str:
+        return f"<OwnConnections {'cut' if self.is_cut else len(self._sockets)}>"
+
+    def cut(self) -> None:
+        """From this step on nothing is sent any more, over old connections or over new ones."""
+        self.is_cut = True
+        for each in self._sockets:
+            with suppress(OSError):  # it has ended by itself
+                each.shutdown(socket.SHUT_RDWR)
+
+    def tracing(self) -> aiohttp.TraceConfig:
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_create_end.append(self._check)
+        return tracing
+
+    def make(self, address: tuple[Any, ...]) -> socket.socket:
+        if self.is_cut:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "it has ended")
+        made = socket.socket(*address[:3])
+        self._sockets.add(made)
+        return made
+
+    async def _check(self, *_: object) -> None:
+        if self.is_cut or not await self._is_there() or self.is_cut:
+            self.cut()
+            raise BackendUnavailable(
+                self._server, "is not there any more. The next call starts another.", not_sent=True
+            )
+
+
 @asynccontextmanager
-async def http_client() -> AsyncIterator[HttpClient]:
-    """The HTTP client that all remote wires of a gateway share.
+async def http_client(own: OwnConnections | None = None) -> AsyncIterator[HttpClient]:
+    """The HTTP client that all remote wires of a gateway share, or one with connections of its `own`.
 
     It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections share one
     TLS context, which aiohttp makes at import.
     """
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, ttl_dns_cache=_ADDRESS_SECONDS),
+        connector=aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=_KEEP_ALIVE_SECONDS,
+            ttl_dns_cache=_ADDRESS_SECONDS,
+            socket_factory=own.make if own else None,
+        ),
+        trace_configs=[own.tracing()] if own else None,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "apollos-mcp-gateway"},
         timeout=aiohttp.ClientTimeout(total=None),  # each request sets its own

@@ -7,7 +7,7 @@ credentials.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from fastmcp.exceptions import FastMCPError
 
@@ -58,6 +58,9 @@ class BackendError(GatewayError):
     """A backend failed, or could not be had. `server` is its name; `not_sent` is true only where it is certain that
     the backend never received the request, so that it may be sent once more."""
 
+    is_of_server: ClassVar[bool] = True
+    """Whether it says something about the server, which is left alone for a while after several such failures."""
+
     def __init__(self, server: str, problem: str, *, not_sent: bool = False) -> None:
         self.server, self.problem, self.not_sent = server, problem, not_sent
         super().__init__(f"server '{server}': {problem}")
@@ -87,6 +90,8 @@ class BackendProtocolError(BackendError):
 
 class PoolExhausted(BackendError):
     """Raised when no connection became free within the acquire timeout."""
+
+    is_of_server = False
 
 
 class InternalError(GatewayError):

@@ -14,6 +14,7 @@ from providers.client import open_session
 from providers.connection import Key, PooledConnection
 from providers.errors import BackendUnavailable
 from providers.resource import Isolation
+from providers.wire import opened_for
 
 
 class Opener:
@@ -35,6 +36,7 @@ class Opener:
         """
         target, resource = connection.target, connection.target.resource
         timeouts = resource.timeouts
+        opened_for.set(connection.key.whose)
         first = not any(known[:2] == target.key for known in self._eras)
         opening = open_session(
             resource,

@@ -147,6 +147,7 @@ class McpConnectionPool:
 
     def succeeded(self, connection: PooledConnection) -> None:
         """The backend answered: its past failures are forgotten."""
+        connection.has_served = True
         self.backoff.succeeded(connection.target.key)
 
     # --- the one place to decide
@@ -281,7 +282,9 @@ class McpConnectionPool:
 
     def _failed(self, connection: PooledConnection, error: BackendError) -> None:
         self._counts["failed"] += 1
-        self.backoff.failed(connection.target.key, error, connection.target.longest_rest, connection.created_at)
+        target, first = connection.target, connection.first_rest
+        if error.is_of_server:
+            self.backoff.failed(target.key, error, target.longest_rest, connection.created_at, first_rest=first)
         logger.warning("%s", error)
         if connection.session is not None:
             return  # it was open: who waits for its end may have the next one
@@ -336,7 +339,8 @@ class McpConnectionPool:
         async with anyio.create_task_group() as checks:
             for connection in [each for each in self._all if each.is_idle and not each.is_suspect]:
                 idle, age = now - connection.last_used_at, now - connection.created_at
-                if not connection.pins and (idle > self.limits.idle_timeout or age > self.limits.max_lifetime):
+                is_idle_too_long = idle > connection.idle_limit(self.limits.idle_timeout)
+                if not connection.pins and (is_idle_too_long or age > self.limits.max_lifetime):
                     self._close(connection)
                 elif now - max(connection.checked_at, connection.last_used_at) > self.limits.health_interval:
                     checks.start_soon(self._check, connection)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import anyio
 import anyio.lowlevel
@@ -157,12 +157,12 @@ class Stderr:
     """What a process says to its operator: logged line by line under `apollos.server.<name>`, and the last
     lines kept for the error that tells of its end. Values from `env` are replaced by their names in both."""
 
-    def __init__(self, resource: McpServerResource) -> None:
+    def __init__(self, resource: McpServerResource, log: Callable[[str], None] | None = None) -> None:
         self.ended = anyio.Event()
+        self._log = log
         self._logger = logging.getLogger(f"apollos.server.{resource.name}")
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        secrets = [(value, name) for name, value in resource.env.items() if len(value) >= _SECRET_LENGTH]
-        self._secrets = sorted(secrets, key=lambda secret: len(secret[0]), reverse=True)
+        self._mask = mask_for(resource)
 
     async def follow(self, stream: ByteReceiveStream) -> None:
         """Until the stream ends."""
@@ -176,19 +176,43 @@ class Stderr:
 
     def last_words(self) -> str:
         """The end of what was said, in one line and without control characters."""
-        lines = (_TERMINAL_SEQUENCE.sub("", line) for line in self._lines)
-        words = " | ".join("".join(filter(str.isprintable, line)).strip() for line in lines)
-        return words if len(words) <= _LAST_WORDS else "…" + words[1 - _LAST_WORDS :]
+        return in_one_line(self._lines)
 
     def _note(self, raw: bytes) -> None:
-        line = raw.decode(errors="replace").rstrip()
+        line = self._mask(raw.decode(errors="replace").rstrip())
         if not line:
             return
-        for value, name in self._secrets:
-            line = line.replace(value, f"[{name}]")
         self._lines.append(line)
+        if self._log is not None:
+            self._log(line)
         if self._logger.isEnabledFor(logging.INFO):
             self._logger.info("%s", _escape(line))
+
+
+def secret_values(resource: McpServerResource) -> Iterator[tuple[str, str]]:
+    """Names and values of what may be a secret."""
+    yield from resource.env.items()
+    yield from resource.docker_secrets.items()
+
+
+def mask_for(resource: McpServerResource) -> Callable[[str], str]:
+    """Replaces what may be a secret of this server by its name."""
+    secrets = [(value, name) for name, value in secret_values(resource) if len(value) >= _SECRET_LENGTH]
+    secrets.sort(key=lambda secret: len(secret[0]), reverse=True)
+
+    def mask(text: str) -> str:
+        for value, name in secrets:
+            text = text.replace(value, f"[{name}]")
+        return text
+
+    return mask
+
+
+def in_one_line(lines: Iterable[str]) -> str:
+    """The end of what was said, without control characters, for an error."""
+    plain = (_TERMINAL_SEQUENCE.sub("", line) for line in lines)
+    words = " | ".join("".join(filter(str.isprintable, line)).strip() for line in plain)
+    return words if len(words) <= _LAST_WORDS else "…" + words[1 - _LAST_WORDS :]
 
 
 def _escape(text: str) -> str:
@@ -231,6 +255,9 @@ class ProcessGroup:
         while self.signal(0):  # noqa: ASYNC110  # nobody is told of the end of other people's children
             await anyio.sleep(_POLL)
         self.gone.set()
+
+    def how_it_ended(self, returncode: int) -> str:
+        return f"exit code {returncode}" if returncode >= 0 else f"killed by signal {-returncode}"
 
     async def end(self, deadline: float) -> None:
         """See it out within `deadline` seconds. Its input has been closed."""

@@ -8,7 +8,7 @@ with …"), so that it reads well behind the name of a key, and it never quotes 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -26,7 +26,23 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from providers.container_keys import (
+    Capabilities,
+    Image,
+    Memory,
+    Network,
+    Ports,
+    Program,
+    PullPolicy,
+    SecretName,
+    StartPolicy,
+    UrlPath,
+    User,
+    Volumes,
+)
 from providers.identity import ADMIN_ROLE, strip_auth_headers
+from providers.reach import REACH_KEYS, reach_problem, transport_of
+from providers.reach import TransportType as TransportType
 
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}\Z")
 """No underscore: in `time_get_current_time` everything before the first one is the server."""
@@ -35,13 +51,6 @@ EVERYONE = "*"
 
 SERVERS_FILE = "servers.toml"
 """The creator of a resource that stands in the operator's file, wherever that lies and whatever it is called."""
-
-
-class TransportType(StrEnum):
-    STDIO = "stdio"
-    STREAMABLE_HTTP = "streamable_http"
-    SSE = "sse"
-    PYTHON = "python"
 
 
 class Isolation(StrEnum):
@@ -76,6 +85,9 @@ def _no_nul(text: str) -> str:
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
 """A length of time that ends; a deadline of `inf` would be none."""
 
+Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
+Share = Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False), BeforeValidator(_no_boolean)]
+
 Text = Annotated[str, AfterValidator(_no_nul)]
 """Text that the operating system takes; it ends a string at a NUL."""
 
@@ -88,6 +100,7 @@ class Timeouts(BaseModel):
     connect: Seconds = 5.0
     initialize: Seconds = 10.0
     first_start: Seconds = Field(default=30.0, description="initialise, the first time: a package may be downloaded")
+    pull: Seconds = Field(default=600.0, description="fetching a container's image")
     list: Seconds = Field(default=2.0, description="how long a listing waits for one backend")
     call: Seconds = Field(default=300.0, description="a call without progress")
     call_max: Seconds = Field(default=3600.0, description="a call however much progress it reports")
@@ -149,52 +162,6 @@ class ToolRules(BaseModel):
         return self.rename.get(tool, tool)
 
 
-_KEYS_OF_TRANSPORT = {
-    TransportType.STDIO: ("command", "args", "env", "cwd"),
-    TransportType.STREAMABLE_HTTP: ("url", "headers"),
-    TransportType.SSE: ("url", "headers"),
-    TransportType.PYTHON: ("python",),
-}
-"""What each transport uses; the first is the key that it needs."""
-
-_TRANSPORT_OF_KEY = {
-    "command": TransportType.STDIO,
-    "url": TransportType.STREAMABLE_HTTP,
-    "python": TransportType.PYTHON,
-}
-"""The transport that follows from the way a server is reached, where none is written."""
-
-
-def reach_problem(transport_type: TransportType | None, given: Collection[str]) -> str | None:
-    """What is wrong with the way a server is reached, or None.
-
-    Args:
-        transport_type: as written, or None where it follows from the key.
-        given: the keys that have a value.
-    """
-    ways = [key for key in _TRANSPORT_OF_KEY if key in given]
-    if not ways:
-        return "needs 'command' (a local process), 'url' (a remote server) or 'python' (a server in a file)"
-    if len(ways) > 1:
-        return f"has {_quoted(ways)}. Keep one of them: a server is reached in one way"
-    (way,) = ways
-    keys = _KEYS_OF_TRANSPORT[transport_type or _TRANSPORT_OF_KEY[way]]
-    if way != keys[0]:
-        return (
-            f"has transport_type '{transport_type}', which needs '{keys[0]}' and not '{way}'. "
-            f"Leave transport_type out: it follows from '{way}'"
-        )
-    elsewhere = {key for others in _KEYS_OF_TRANSPORT.values() for key in others} - set(keys)
-    useless = [key for key in given if key in elsewhere]
-    if useless:
-        return f"has {_quoted(useless)}, of no use to a server that is reached by '{way}'. Remove it"
-    return None
-
-
-def _quoted(keys: Iterable[str]) -> str:
-    return " and ".join(f"'{key}'" for key in keys)
-
-
 _FRAMING_HEADERS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 
 
@@ -245,6 +212,26 @@ class McpServerResource(BaseModel):
         examples=['"tools/clock.py:mcp"'],
     )
 
+    docker_image: Image | None = Field(default=None, min_length=1, examples=['"mcp/time"'])
+    docker_command: Program = Field(default=(), repr=False, examples=['["python", "-m", "my_server"]'])
+    docker_ports: Ports = Field(default=(), examples=['["8000/tcp"]'])
+    docker_path: UrlPath | None = Field(default=None, examples=['"/mcp"'])
+    docker_network: Network | None = Field(default=None, examples=['"internet"'])
+    docker_volumes: Volumes = Field(default=(), examples=['["/srv/data:/data:ro"]'])
+    docker_memory: Memory = Field(default="512m", examples=['"512m"'])
+    docker_cpus: Share = Field(default=1.0, examples=["0.5"])
+    docker_pids: Count = Field(default=128, le=1_000_000, examples=["128"])
+    docker_user: User | None = Field(default=None, examples=['"1000:1000"'])
+    docker_capabilities: Capabilities = Field(default=(), examples=['["CHOWN"]'])
+    docker_read_only: bool = Field(default=True, examples=["true"])
+    docker_secrets: dict[SecretName, Text] = Field(
+        default_factory=dict, repr=False, examples=['{ TOKEN = "${TOKEN}" }']
+    )
+    start: StartPolicy = StartPolicy.LAZY
+    idle_stop: Seconds | None = Field(default=None, examples=["300"])
+    keep: bool = Field(default=False, examples=["true"])
+    pull: PullPolicy = PullPolicy.MISSING
+
     isolation: Isolation = Isolation.SESSION
     tools: ToolRules = Field(default=ToolRules(), examples=['{ exclude = ["delete_file"] }'])
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
@@ -260,8 +247,8 @@ class McpServerResource(BaseModel):
     def _transport_follows_from_the_key(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "transport_type" in data:
             return data
-        ways = [transport for key, transport in _TRANSPORT_OF_KEY.items() if data.get(key)]
-        return {**data, "transport_type": ways[0]} if len(ways) == 1 else data
+        transport = transport_of([key for key in REACH_KEYS if data.get(key)])
+        return {**data, "transport_type": transport} if transport else data
 
     @field_validator("name")
     @classmethod
@@ -317,11 +304,21 @@ class McpServerResource(BaseModel):
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> McpServerResource:
-        keys = ("command", "args", "env", "cwd", "url", "headers", "python")
-        problem = reach_problem(self.transport_type, [key for key in keys if getattr(self, key)])
+        fields = type(self).model_fields
+        given = [key for key in REACH_KEYS if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
+        problem = reach_problem(self.transport_type, given) or self._keeping_problem()
         if problem:
             raise ValueError(problem)
         return self
+
+    def _keeping_problem(self) -> str | None:
+        if self.keep and self.isolation is not Isolation.SHARED:
+            return 'has keep = true, which needs isolation = "shared": no session outlives the gateway'
+        return None
+
+    @property
+    def is_container(self) -> bool:
+        return self.docker_image is not None
 
     @property
     def kind(self) -> ServerKind:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -37,9 +37,6 @@ _CHUNK_BYTES = 64 * 1024
 
 _LINES_PER_TURN = 64
 """After so many lines of one chunk the others get a turn."""
-
-_LAST_OUTPUT = 0.5
-"""Seconds that the last output of an ended process is waited for: a child of it may hold the pipe for ever."""
 
 _SESSION_GONE = (anyio.ClosedResourceError, anyio.BrokenResourceError)
 """What `deliver` raises when the session above no longer listens."""
@@ -74,17 +71,24 @@ async def stdio_wire(
     with anyio.CancelScope(shield=True):  # once forked, a process must be in our hands before a cancellation strikes
         process = await start_process(resource)
     wire = StdioWire(resource, process, deliver, max_message_bytes)
-    fault: Exception | None = None
     with guardian.watching(process.pid):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wire.run)
-            try:
-                yield wire
-            except Exception as error:  # noqa: BLE001  # raised below as it is; the task group would wrap it
-                fault = error
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await wire.close(resource.timeouts.shutdown if shutdown is None else shutdown)
+        async with running(wire, resource.timeouts.shutdown if shutdown is None else shutdown):
+            yield wire
+
+
+@asynccontextmanager
+async def running(wire: StdioWire, shutdown: float) -> AsyncIterator[None]:
+    """Run a wire for the length of the block, and end its process within `shutdown` seconds afterwards."""
+    fault: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wire.run)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # raised below as it is; the task group would wrap it
+            fault = error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await wire.close(shutdown)
     if fault is not None:
         raise fault
 
@@ -104,13 +108,25 @@ class StdioWire(Wire):
 
     identity_in_meta = True
 
-    def __init__(self, resource: McpServerResource, process: Process, deliver: Deliver, max_message_bytes: int) -> None:
+    last_output = 0.5
+    """Seconds that the last output of an ended process is waited for: a child of it may hold the pipe for ever."""
+
+    def __init__(
+        self,
+        resource: McpServerResource,
+        process: Process,
+        deliver: Deliver,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        *,
+        group: ProcessGroup | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
         super().__init__(resource.name)
         self.dropped_lines = 0
         """Lines of stdout that were no JSON object."""
         self._process = process
-        self._group = ProcessGroup(process)
-        self._stderr = Stderr(resource)
+        self._group = group or ProcessGroup(process)
+        self._stderr = Stderr(resource, log)
         self._running = anyio.CancelScope(shield=True)
         self._deliver = deliver
         self._delivering = anyio.CancelScope()
@@ -194,7 +210,7 @@ class StdioWire(Wire):
             logger.exception("server '%s': a message could not be delivered", self.server)
             self._give_up(BackendProtocolError(self.server, "sent a message that could not be handled. See the log."))
         self._stdout_ended.set()
-        with anyio.move_on_after(_LAST_OUTPUT):
+        with anyio.move_on_after(self.last_output):
             await self._process.wait()
             return
         self._give_up(BackendUnavailable(self.server, "closed its stdout while it ran on. It was ended."))
@@ -263,14 +279,14 @@ class StdioWire(Wire):
         returncode = await self._process.wait()
         if not self.closed.is_set():
             self._stop_sending()  # what was not written yet cannot be, and is answered before the wire fails
-            with anyio.move_on_after(_LAST_OUTPUT):
+            with anyio.move_on_after(self.last_output):
                 for ended in (self._stdin_ended, self._stdout_ended, self._stderr.ended):
                     await ended.wait()
         self._give_up(BackendUnavailable(self.server, self._obituary(returncode)))
         await self._group.wait()
 
     def _obituary(self, returncode: int) -> str:
-        how = f"exit code {returncode}" if returncode >= 0 else f"killed by signal {-returncode}"
+        how = self._group.how_it_ended(returncode)
         when = "" if self._has_spoken else " before answering"
         words = self._stderr.last_words()
         said = f"its last words: {words}" if words else "it said nothing on stderr. Run its command by hand to see why."

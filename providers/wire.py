@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -36,6 +37,10 @@ Deliver = Callable[[Message], Awaitable[None]]
 OpenWire = Callable[[Deliver], AbstractAsyncContextManager["Wire"]]
 """Opens a wire that hands what it receives to the given `Deliver`. The body of the context may run only while the
 backend is there; leaving it ends processes, requests and sockets within the shutdown deadline."""
+
+opened_for: ContextVar[str] = ContextVar("apollos_opened_for", default="shared")
+"""Whose the wire is that is being opened: a client session, a user, everybody (`shared`) or one call. The pool sets it;
+only a way to reach a server that keeps one backend for several wires asks."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The cap on one message from a backend, the same over every wire."""

@@ -129,7 +129,7 @@ TOP_LEVEL = [
 ]
 
 SERVER = [  # each stands under [servers.x] on line 1
-    ("", ":1: [servers.x] needs 'command' (a local process), 'url' (a remote server) or 'python'"),
+    ("", ":1: [servers.x] needs 'command' (a local process), 'url' (a remote server), 'docker_image' (a container)"),
     ('command = "c"\nurl = "https://h"', ":1: [servers.x] has 'command' and 'url'. Keep one of them"),
     ('transport_type = "stdio"\nurl = "https://h"', ":1: [servers.x] has transport_type 'stdio', which needs 'comma"),
     ('url = "https://h"\nargs = ["a"]', "[servers.x] has 'args', of no use to a server that is reached by 'url'"),

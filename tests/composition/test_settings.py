@@ -15,9 +15,13 @@ from pydantic import BaseModel
 from composition.servers_file import Configuration, load_configuration
 from composition.settings import VARIABLES, Problem, Settings, did_you_mean, key_lines, read_settings
 from providers.errors import ConfigurationError
+from providers.reach import CONTAINER_KEYS
 from providers.resource import McpServerResource, Timeouts, ToolRules, TransportType
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
+
+
+BOOKKEEPING = {"name", "created_by", "created_at", "updated_at", "version"}
 
 
 @pytest.fixture
@@ -308,7 +312,8 @@ def as_documented(model: type[BaseModel], key: str) -> str:
     ("heading", "model", "left_out"),
     [
         ("`[gateway]`", Settings, set()),
-        ("`[servers.NAME]`", McpServerResource, {"name", "created_by", "created_at", "updated_at", "version"}),
+        ("`[servers.NAME]`", McpServerResource, {*BOOKKEEPING, *CONTAINER_KEYS}),
+        ("Containers", McpServerResource, set(McpServerResource.model_fields) - set(CONTAINER_KEYS)),
         ("Tools", ToolRules, set()),
         ("Timeouts", Timeouts, set()),
     ],

@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from providers.backoff import Backoff
-from providers.errors import BackendUnavailable
+from providers.docker_engine import EngineUnavailable
+from providers.errors import BackendError, BackendUnavailable, PoolExhausted
 from providers.lease import lease
 from providers.pool import McpConnectionPool
 from tests.helpers.fakes import FakeBackend, caller_of, fails, held, no_waiting, pool_of, settled, time_passes
@@ -114,6 +115,20 @@ async def test_a_server_that_cannot_start_is_not_started_for_every_call() -> Non
         said = [await try_it(pool, backend, f"session:{number}") for number in range(20)]
     assert said[:2] == ["could not be started."] * 2
     assert backend.attempts == 2 and all("failed 2 times in a row" in each for each in said[2:])
+
+
+@pytest.mark.usefixtures("time_flies")
+@pytest.mark.parametrize("kind", [EngineUnavailable, PoolExhausted])
+async def test_what_is_not_the_servers_doing_does_not_count_against_it(kind: type[BackendError]) -> None:
+    """An engine that is away, or no room: once that is over it is called at once."""
+    backend = FakeBackend(before_open=fails(kind("fake", "not now.")))
+    async with pool_of() as pool:
+        for number in range(20):
+            with pytest.raises(kind, match="not now"):
+                await pool.acquire(backend.target(), caller_of(session=f"session:{number}"))
+        assert backend.attempts == 20 and pool.backoff.failures("fake") == 0
+        backend.before_open = None
+        assert await try_it(pool, backend) == ""
 
 
 @pytest.mark.usefixtures("time_flies")

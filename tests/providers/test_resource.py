@@ -74,7 +74,7 @@ def test_the_transport_follows_from_the_way_it_is_reached(
         (None, ["url", "headers", "tools", "description"], None),
         (TransportType.SSE, ["url", "headers"], None),
         (TransportType.PYTHON, ["python"], None),
-        (None, [], "needs 'command' (a local process), 'url' (a remote server) or 'python'"),
+        (None, [], "needs 'command' (a local process), 'url' (a remote server), 'docker_image' (a container)"),
         (TransportType.SSE, ["headers"], "needs 'command'"),
         (None, ["url", "python"], "has 'url' and 'python'. Keep one of them"),
         (TransportType.STDIO, ["url"], "has transport_type 'stdio', which needs 'command' and not 'url'"),

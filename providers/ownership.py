@@ -1,0 +1,366 @@
+"""Which containers are ours: a gateway's identity at the engine, its proof on each container, and its record of them.
+
+The container manager and the command line come in; called is the file system alone, so every function here blocks and
+is run in a thread. An identity is a folder with a key, held by a lock for as long as its gateway lives. The next
+gateway with the same servers.toml takes over the first folder whose lock is free, and with it the orphans. Two that run
+at once have two folders, and neither can prove that the other's containers are its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from providers.errors import ConfigurationError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody can tell there whether an identity is in use, so each gateway makes its own
+    fcntl = None  # type: ignore[assignment]
+
+SERVER, TRANSPORT, CREATED_BY = "apollos.mcp.server", "apollos.mcp.transport", "apollos.mcp.created_by"
+INSTANCE, PROOF, FINGERPRINT, SCOPE = (
+    "apollos.mcp.instance",
+    "apollos.mcp.proof",
+    "apollos.mcp.fingerprint",
+    "apollos.mcp.scope",
+)
+GATEWAY = "apollos-mcp-gateway"
+_MOST_INSTANCES = 100
+_KEY_BYTES = 32
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+logger = logging.getLogger(__name__)
+
+
+def default_state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where a program keeps what is to survive it (XDG Base Directory Specification, `XDG_STATE_HOME`). Where nobody
+    knows the user's home it is a folder for temporary files, with the user's number in its name."""
+    named = environ.get("XDG_STATE_HOME", "")
+    if Path(named).is_absolute():  # others are to be ignored, says the specification
+        return Path(named) / GATEWAY
+    home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - Path's raises where there is no home
+    if Path(home).is_absolute():
+        return Path(home) / ".local" / "state" / GATEWAY
+    return Path(tempfile.gettempdir()) / f"{GATEWAY}-{os.getuid()}"
+
+
+def state_folder(chosen: str | None) -> Path:
+    """The operator's `state_dir`, or the default."""
+    return Path(os.path.expanduser(chosen)) if chosen else default_state_folder()  # noqa: PTH111 - as above
+
+
+@dataclass(eq=False)
+class Instance:
+    """One gateway's identity. `is_held` says whether its lock is ours."""
+
+    folder: Path
+    key: bytes = field(repr=False)
+    is_held: bool = False
+    _lock: int | None = field(default=None, repr=False)
+    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(b"id" + self.key).hexdigest()[:16]
+
+    def release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # and with the file the lock
+            self._lock, self.is_held = None, False
+
+    # --- proof
+
+    def labels(self, server: str, transport: str, name: str, image_id: str, print_: str, scope: str) -> dict[str, str]:
+        """The labels of a container that is about to be made."""
+        return {
+            SERVER: server,
+            TRANSPORT: transport,
+            CREATED_BY: GATEWAY,
+            INSTANCE: self.id,
+            FINGERPRINT: print_,
+            SCOPE: scope,
+            PROOF: self._proof(server, name, image_id, print_, scope),
+        }
+
+    def _proof(self, *facts: Any) -> str:
+        """JSON takes whatever a stranger has written, and says where each fact ends."""
+        return hmac.new(self.key, json.dumps(facts, default=str).encode(), hashlib.sha256).hexdigest()
+
+    def owns(self, name: str, container_id: str, image_id: str, labels: Mapping[str, Any]) -> bool:
+        """Whether a container is ours: its labels prove that we made just this one from just this image, and its id is
+        the one that we wrote down. Labels that were copied fit no other name, image or id."""
+        facts = (labels.get(SERVER, ""), name, image_id, labels.get(FINGERPRINT, ""), labels.get(SCOPE, ""))
+        claimed = str(labels.get(PROOF, "")).encode(errors="replace")  # as text it might not be comparable
+        if not hmac.compare_digest(self._proof(*facts).encode(), claimed):
+            return False
+        return self.containers().get(name) in (container_id, "")
+
+    # --- record
+
+    def containers(self) -> dict[str, str]:
+        """The full id of each container that was made, by name; empty while it is being made."""
+        found = self.read().get("containers")
+        return {str(name): str(id) for name, id in found.items()} if isinstance(found, dict) else {}
+
+    def remember(self, name: str, container_id: str = "") -> None:
+        """Write a container down: its name before it is made, its id before it is started."""
+        with self._changing() as record:
+            _table(record, "containers")[name] = container_id
+
+    def forget(self, name: str) -> None:
+        with self._changing() as record:
+            _table(record, "containers").pop(name, None)
+
+    def note(self, section: str, name: str, facts: Any) -> Any:
+        """Write down facts about a server; what was known before."""
+        with self._changing() as record:
+            table = _table(record, section)
+            known = table.get(name)
+            table[name] = facts
+        return known
+
+    def read(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.folder / "record.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The command line writes beside its gateway."""
+        with self._writing, (self.folder / "record.lock").open("w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        with self._alone():
+            record = self.read()
+            yield record
+            new = self.folder / "record.new"
+            new.write_text(json.dumps(record, indent=1))
+            new.replace(self.folder / "record.json")
+
+    def log_file(self, server: str) -> Path:
+        """Where the stderr of a server's stdio containers is kept, for `logs`."""
+        return self.folder / f"{server}.log"
+
+    # --- secrets
+
+    def secrets_folder(self, container_name: str) -> Path:
+        return self._closed_folder / container_name
+
+    @property
+    def _closed_folder(self) -> Path:
+        """In memory, where there is such a file system; else beside the record."""
+        for folder in (Path("/dev/shm"), Path(os.environ.get("XDG_RUNTIME_DIR") or "/nowhere")):
+            if folder.is_dir() and os.access(folder, os.W_OK):
+                return folder / f"{GATEWAY}-{self.id}"
+        return self.folder / "secrets"
+
+    def write_secrets(self, container_name: str, values: Mapping[str, str]) -> str:
+        """Files for one container, in memory: readable by its user, and on the host by nobody else, because the folder
+        above is closed to others.
+
+        Raises:
+            ConfigurationError: they cannot be kept there, or somebody else could read them.
+        """
+        try:
+            with self._alone(), _private_folder(self._closed_folder) as above:
+                shutil.rmtree(container_name, ignore_errors=True, dir_fd=above)  # of a gateway that was killed
+                os.mkdir(container_name, dir_fd=above)
+                folder = os.open(container_name, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=above)
+                try:
+                    os.fchmod(folder, 0o755)
+                    for name, value in values.items():
+                        _write_new(name, value.encode(errors="surrogateescape"), 0o444, folder)
+                finally:
+                    os.close(folder)
+        except OSError as error:
+            problem = f"its secrets cannot be kept in '{self._closed_folder}' ({error.strerror})."
+            raise ConfigurationError(problem) from None
+        return str(self.secrets_folder(container_name))
+
+    def drop_secrets(self, container_name: str) -> None:
+        if not self._closed_folder.exists():
+            return
+        with contextlib.suppress(OSError, ConfigurationError), self._alone():  # what is not ours is left alone
+            with _private_folder(self._closed_folder) as above:
+                shutil.rmtree(container_name, ignore_errors=True, dir_fd=above)
+            self._closed_folder.rmdir()  # fails while another container's are in it
+
+
+def _table(record: dict[str, Any], section: str) -> dict[str, Any]:
+    if not isinstance(record.get(section), dict):  # none yet, or damaged
+        record[section] = {}
+    table: dict[str, Any] = record[section]
+    return table
+
+
+@contextlib.contextmanager
+def _private_folder(folder: Path) -> Iterator[int]:
+    """A folder that only we can enter, made if need be; its descriptor, through which nobody can put another one in its
+    place. Whoever may write to the folder above could have made it before us, to read what we put into it.
+
+    Raises:
+        ConfigurationError: it is not a folder of our own, closed to others.
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigurationError(f"'{folder}' is not a folder. Somebody else may have put it there: remove it.")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
+            raise ConfigurationError(
+                f"'{folder}' belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):03o}; it has to "
+                f"belong to user {os.geteuid()} and be closed to others (700). Somebody may have made it: remove it."
+            )
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_new(name: str | Path, content: bytes, mode: int, folder: int | None = None) -> None:
+    """Write a file that was not there before, and have it on disk."""
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, mode, dir_fd=folder)
+    with open(file, "wb") as opened:  # noqa: PTH123 - a descriptor
+        if hasattr(os, "fchmod"):
+            os.fchmod(file, mode)  # whatever the umask is
+        opened.write(content)
+        opened.flush()
+        os.fsync(file)
+
+
+def claim(state: Path, configuration: Path) -> Instance:
+    """The first identity of this servers.toml that no living gateway holds; held until released.
+
+    Raises:
+        ConfigurationError: nothing can be written there.
+    """
+    root = _root(state, configuration)
+    try:
+        _check_state(state)
+        for number in range(_MOST_INSTANCES):
+            instance = _hold(root / str(number))
+            if instance is not None:
+                return instance
+    except OSError as error:
+        raise ConfigurationError(
+            f"the record of containers cannot be kept in '{root}' ({error.strerror}). "
+            'Name a folder under [gateway]: state_dir = "…"'
+        ) from None
+    raise ConfigurationError(f"more than {_MOST_INSTANCES} gateways run with '{configuration}'")
+
+
+def abandoned(state: Path, configuration: Path) -> list[Instance]:
+    """The identities whose gateways are gone, held until released: their containers are orphans."""
+    found = (_hold(folder) for folder in _folders(state, configuration))
+    return [instance for instance in found if instance is not None]
+
+
+def known(state: Path, configuration: Path) -> list[Instance]:
+    """All identities of this servers.toml, to look at; none is held."""
+    found = []
+    for folder in _folders(state, configuration):
+        with contextlib.suppress(OSError):  # another user's
+            if key := _read_key(folder / "key"):
+                found.append(Instance(folder, key))
+    return found
+
+
+def _folders(state: Path, configuration: Path) -> list[Path]:
+    found = sorted(file.parent for file in _root(state, configuration).glob("*/key"))
+    if found:
+        _check_state(state)
+    return found
+
+
+def _check_state(state: Path) -> None:
+    """Where everybody may write, the folder has to be ours: in one of somebody else's could be their keys.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    with contextlib.suppress(FileNotFoundError):  # then nobody but us can make it
+        if state.parent.stat().st_mode & stat.S_IWOTH:
+            with _private_folder(state):
+                pass
+
+
+def _root(state: Path, configuration: Path) -> Path:
+    return state / hashlib.sha256(str(configuration.absolute()).encode()).hexdigest()[:16]
+
+
+def _hold(folder: Path) -> Instance | None:
+    """The identity in a folder, made if there is none yet; None if somebody else holds it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif (folder / "key").exists():
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return Instance(folder, _key_in(folder), is_held=True, _lock=lock)
+
+
+def _read_key(file: Path) -> bytes | None:
+    """The key in a file, or None if there is none, or not a whole one.
+
+    Raises:
+        OSError: it may not be read.
+    """
+    try:
+        text = file.read_text("ascii").strip()
+    except (FileNotFoundError, ValueError):
+        return None
+    return bytes.fromhex(text) if re.fullmatch(rf"[0-9a-f]{{{2 * _KEY_BYTES}}}", text) else None
+
+
+def _key_in(folder: Path) -> bytes:
+    """The key of an identity that we hold; a new one where there is none that can be used."""
+    file = folder / "key"
+    if key := _read_key(file):
+        return key
+    if file.exists():
+        logger.error(
+            "the key in '%s' is damaged, so this gateway takes a new identity. Containers that were made with the old "
+            "one are no longer its own and are left alone: look with 'docker ps --all --filter label=%s=%s', and "
+            "remove them with 'docker rm --force'.",
+            file,
+            CREATED_BY,
+            GATEWAY,
+        )
+    key, new = secrets.token_bytes(_KEY_BYTES), folder / f"key.{secrets.token_hex(4)}"
+    _write_new(new, key.hex().encode(), 0o600)
+    new.replace(file)
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)  # else a machine that loses its power may have the name without the file
+        finally:
+            os.close(descriptor)
+    return key
