@@ -12,8 +12,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+
 from tests.helpers.clients import HandClient, Json
 from tests.helpers.names import Names
+
+TOLD_WITHIN = 2.0
+"""Seconds in which a notification comes that does come."""
 
 ROOTS = [{"uri": "file:///home/ada", "name": "Ada's"}, {"uri": "file:///tmp/x"}]
 ANSWERS = {
@@ -180,7 +185,8 @@ async def _told(client: HandClient, step: Step) -> list[Json]:
     said at any time, and once for many changes: it counts where it is waited for, once."""
     for method in step.tells:
         try:
-            await client.notified(method)
+            with anyio.fail_after(TOLD_WITHIN):
+                await client.notified(method)
         except TimeoutError:
             return [*client.heard, {"method": f"{method} DID NOT COME"}]
     changed = [{"method": method} for method in step.tells if method.endswith("list_changed")]
