@@ -54,9 +54,15 @@ def build_app(gateway: Gateway) -> ASGIApp:
         if scope["type"] == "http" and scope["path"] in _PROBES:
             await _PROBES[scope["path"]](gateway)(scope, receive, send)
         else:
-            await mcp_app(scope, receive, send)
+            await mcp_app(_trimmed(scope), receive, send)
 
     return app
+
+
+def _trimmed(scope: Scope) -> Scope:
+    """Spaces around a header's value are no part of it (RFC 9110, 5.5); httptools leaves those behind it."""
+    headers = [(name, value.strip(b" \t")) for name, value in scope.get("headers", ())]
+    return {**scope, "headers": headers}
 
 
 def _session_options(gateway: Gateway) -> dict[str, Any]:

@@ -110,10 +110,12 @@ class Relay:
         honored = dict.fromkeys(_flags(asked), True) | ({"resourceSubscriptions": list(mounts)} if mounts else {})
         try:
             with self._registry.listeners.stream(caller, frozenset(_flags(asked).values())) as listener:
-                await lines.tell_client(request, ACKNOWLEDGED, {"notifications": honored, "_meta": meta})
                 async with anyio.create_task_group() as tasks:
-                    for uri, mount in mounts.items():
-                        tasks.start_soon(_subscribe_quietly, mount, listener, uri)
+                    with anyio.move_on_after(_TELL_SECONDS):  # who hears the acknowledgement counts on what comes next
+                        async with anyio.create_task_group() as subscribing:
+                            for uri, mount in mounts.items():
+                                subscribing.start_soon(_subscribe_quietly, mount, listener, uri)
+                    await lines.tell_client(request, ACKNOWLEDGED, {"notifications": honored, "_meta": meta})
                     async for method, told in listener.mailbox:
                         stamped = told | {"_meta": (told.get("_meta") or {}) | meta}
                         await lines.tell_client(request, method, stamped)
