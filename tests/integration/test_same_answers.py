@@ -36,6 +36,12 @@ DIFFERENCES = {
 }
 """By step: what differs, and why it must."""
 
+SOMETIMES = {
+    "get-roots-list {}": "over HTTP the log line comes on another stream than the answer; when the answer is first, no "
+    "call runs any more, and the line is nobody's",
+}
+"""By step: what may differ in what is told, and why."""
+
 
 @asynccontextmanager
 async def everything_over_http(command: str) -> AsyncIterator[str]:
@@ -89,7 +95,11 @@ async def test_all_that_it_has_is_the_same_through_the_gateway(
             async with client_of(front, patient_toml({NAMESPACE: {"url": url}})) as one:
                 through = await play(one, Names(NAMESPACE))
     assert all_is_asked_for(direct) == []
-    different = {step: (seen, through[step]) for step, seen in direct.items() if seen != through[step]}
+    different = {
+        step: (seen, through[step])
+        for step, seen in direct.items()
+        if seen != through[step] and not (about(step) in SOMETIMES and is_same_but_told(seen, through[step]))
+    }
     unexpected = {step: both for step, both in different.items() if about(step) not in DIFFERENCES}
     assert not unexpected, "\n\n".join(shown(step, *both) for step, both in unexpected.items())
     assert set(DIFFERENCES) == {about(step) for step in different}, "what is no longer different goes from the list"
@@ -98,6 +108,10 @@ async def test_all_that_it_has_is_the_same_through_the_gateway(
 def about(step: str) -> str:
     """A step without its number."""
     return step.partition(" ")[2]
+
+
+def is_same_but_told(one: Seen, other: Seen) -> bool:
+    return (one.answer, one.asked) == (other.answer, other.asked)
 
 
 def shown(step: str, direct: Seen, through: Seen) -> str:
