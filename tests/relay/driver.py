@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from tests.helpers.clients import PATIENCE, HandClient, Refused, connect_http, connect_stdio
+from tests.helpers.containers import EVERYTHING, over_http, over_stdio
 from tests.helpers.gateway import gateway_over_stdio, gateway_process, local, patient_toml, remote
 from tests.helpers.processes import http_server
 from tests.relay import table
@@ -61,11 +62,30 @@ WAYS: dict[str, Callable[[str], AbstractAsyncContextManager[Table]]] = {
 
 
 @asynccontextmanager
+async def container(era: str) -> AsyncIterator[Table]:
+    yield over_stdio(EVERYTHING, OF_ERA[era], "stdio", docker_command=FLOWS)
+
+
+@asynccontextmanager
+async def container_http(era: str) -> AsyncIterator[Table]:
+    on_all_interfaces = {"FLOWS_HOST": "0.0.0.0"}
+    yield over_http(EVERYTHING, OF_ERA[era], "http", "8000", docker_command=FLOWS, env=on_all_interfaces)
+
+
+FLOWS = ["python3", "/opt/flows.py"]
+WAYS_OF_CONTAINERS: dict[str, Callable[[str], AbstractAsyncContextManager[Table]]] = {
+    "container, stdio": container,
+    "container, HTTP": container_http,
+}
+"""The same for what needs a Docker engine: those columns are played among the tests of containers."""
+
+
+@asynccontextmanager
 async def servers(wanted: Iterable[Server]) -> AsyncIterator[dict[str, Table]]:
     """The tables of the servers, by name; those that are not started by the gateway run."""
     async with AsyncExitStack() as stack:
         yield {
-            name_of((transport, era)): await stack.enter_async_context(WAYS[transport](era))
+            name_of((transport, era)): await stack.enter_async_context((WAYS | WAYS_OF_CONTAINERS)[transport](era))
             for transport, era in wanted
         }
 
@@ -93,15 +113,15 @@ def driven(transports: Iterable[str]) -> list[Cell]:
     ]
 
 
-async def outcomes(transports: Iterable[str]) -> dict[Cell, str]:
-    """How each cell went: `works`, `refused CODE`, or what was wrong."""
+async def outcomes(transports: Iterable[str], **settings: Any) -> dict[Cell, str]:
+    """How each cell went: `works`, `refused CODE`, or what was wrong. `settings` are the gateway's."""
     cells = driven(transports)
     found: dict[Cell, str] = {}
     async with servers(dict.fromkeys((cell.transport, cell.server) for cell in cells)) as tables:
         for front, era in dict.fromkeys((cell.front, cell.client) for cell in cells):
             column = [cell for cell in cells if (cell.front, cell.client) == (front, era)]
             try:
-                async with client(front, era, patient_toml(tables)) as one:
+                async with client(front, era, patient_toml(tables, **settings)) as one:
                     for cell in column:
                         found[cell] = await play(cell, one)
             except Exception as error:  # every cell of the column has failed with it

@@ -117,6 +117,15 @@ def expected(cell: Cell) -> Expectation:
     return EXCEPTIONS.get((cell.flow, cell.client, cell.server), WORKS)
 
 
+def check(cell: Cell, outcome: str) -> None:
+    """Fail where a cell did not go as expected."""
+    expectation = expected(cell)
+    if isinstance(expectation, Refused):
+        assert outcome.startswith(f"refused {expectation.code}:"), outcome
+    else:
+        assert outcome == expectation
+
+
 def cells() -> Iterator[Cell]:
     for flow, front, (client, server), transport in product(FLOWS, FRONTS, PAIRS, TRANSPORTS):
         yield Cell(flow, front, client, transport, server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 from uuid import uuid4
@@ -173,6 +174,6 @@ async def serve_http(server: Any, make_session: Any, port: int) -> None:
     application.router.add_post("/messages", http.messages)
     runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, os.environ.get("FLOWS_HOST", "127.0.0.1"), port).start()  # in a container: on all
     print(runner.addresses[0][1], flush=True)
     await asyncio.Event().wait()

@@ -18,7 +18,7 @@ integration=$(cd "$here/../.." && pwd)
 time_pin=$(sed -n 's/^mcp-server-time@/mcp-server-time==/p' "$integration/uvx.txt")
 reference=@modelcontextprotocol/server-everything
 reference_pin=$(sed -n "s,.*\"$reference\": \"\(.*\)\".*,\1,p" "$integration/npm/package.json")
-version=$(cat "$here"/* "$root/tests/servers/everything.py" <(echo "$time_pin $reference_pin") | sha256sum | cut -c1-12)
+version=$(cat "$here"/* "$root"/tests/servers/{everything,flow}*.py <(echo "$time_pin $reference_pin") | sha256sum | cut -c1-12)
 
 targets="time everything reference"
 is_built() { [ "$(docker image inspect --format '{{.Config.Labels.version}}' "$1" 2>/dev/null)" = "$version" ]; }
@@ -51,11 +51,11 @@ packages() {
 }
 mkdir -p "$cache/context"
 packages time "$time_pin"
-packages everything "fastmcp>=4,<5"
+packages everything "fastmcp>=4,<5" "aiohttp>=3.13,<4"
 rm -rf "$cache/context/npm"
 npm install --prefix "$cache/context/npm" --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error \
   "$reference@$reference_pin" >/dev/null
-cp "$here/Dockerfile" "$here/everything_container.py" "$root/tests/servers/everything.py" "$cache/context/"
+cp "$here/Dockerfile" "$here/everything_container.py" "$root"/tests/servers/{everything,flow}*.py "$cache/context/"
 for target in $missing; do
   docker build --quiet --network none --build-arg "BASE=$base" --label "version=$version" \
     --target "$target" --tag "apollos-test/$target" "$cache/context" >/dev/null
