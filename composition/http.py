@@ -127,6 +127,8 @@ class ClientConnection(HttpToolsProtocol):
     so that a few clients that never come to the end could hold its memory and its sockets."""
 
     _head_bytes = 0
+    _loose_bytes = 0
+    """Of what is neither head nor body: trailers, which have no use here and no end of their own."""
     _is_in_head = True
     _head_deadline: asyncio.TimerHandle | None = None
 
@@ -149,14 +151,26 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
+        self._loose_bytes += len(data)
         if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
+        if not self._is_in_head and self._loose_bytes > MAX_HEADER_BYTES:
+            self._give_up()
         if self._is_in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._loose_bytes = 0
+        super().on_body(body)
+
     def on_message_begin(self) -> None:
+        self._loose_bytes = 0
         super().on_message_begin()
         if not self._is_in_head:
             self._await_head()

@@ -28,6 +28,8 @@ from providers.log_levels import is_loud_enough
 logger = logging.getLogger(__name__)
 
 _ANNOUNCE_DEADLINE = 5.0
+MAX_QUESTIONS = 16
+"""That a backend may have open at once."""
 
 NOT_ASKED = {"code": -32601, "message": "The client that made this call cannot be asked this."}
 _NOT_IN_THIS_WAY = {"code": -32602, "message": "The client that made this call did not declare this way of asking."}

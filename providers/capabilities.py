@@ -1,4 +1,4 @@
-"""What a client declared that it can be asked, word for word: a value, equal for equal declarations.
+"""What a client declared that it can be asked, part by part: a value, equal for equal declarations.
 
 `caller` makes one for each request; connections and listings are kept apart by it, `client` declares it to the backend,
 and whoever is about to ask a client looks here first. Only what the gateway relays is in it. What `experimental` and
@@ -15,15 +15,21 @@ from typing import Any
 
 from providers.lines import Json
 
-RELAYED = ("elicitation", "sampling", "roots")
+RELAYED: Mapping[str, tuple[str, ...]] = {
+    "elicitation": ("form", "url"),
+    "sampling": ("context", "tools"),
+    "roots": ("listChanged",),
+}
+"""The capabilities that the gateway relays, with the parts that MCP knows. A declaration is part of keys, and a client
+of 2026-07-28 may make another one with each request: with words of its own it could make sessions without end."""
+_FLAGS = ("applyDefaults",)
+"""Within a part: the TypeScript SDK's clients say so that they fill in the defaults of a form."""
 
 _QUESTIONS = {
     "elicitation/create": "elicitation",
     "sampling/createMessage": "sampling",
     "roots/list": "roots",
 }
-_MAX_LENGTH = 16 * 1024
-"""Characters of JSON; they are part of keys. Who declares more can be asked nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +41,9 @@ class Capabilities:
     @classmethod
     def of(cls, declared: Mapping[str, Any]) -> Capabilities:
         """Of a client's whole declaration, what the gateway relays."""
-        relayed = {name: declared[name] for name in RELAYED if isinstance(declared.get(name), dict)}
-        try:
-            text = json.dumps(relayed, sort_keys=True, separators=(",", ":"))
-        except (RecursionError, ValueError):
-            return cls()
-        return cls(text) if len(text) <= _MAX_LENGTH else cls()
+        relayed = {name: _parts_of(declared[name], parts) for name, parts in RELAYED.items() if name in declared}
+        known = {name: parts for name, parts in relayed.items() if parts is not None}
+        return cls(json.dumps(known, sort_keys=True, separators=(",", ":")))
 
     def __bool__(self) -> bool:
         return self.text != "{}"
@@ -73,6 +76,18 @@ class Capabilities:
 
 
 NO_CAPABILITIES = Capabilities()
+
+
+def _parts_of(declared: Any, known: tuple[str, ...]) -> Json | None:
+    """Of one capability, the parts that are known, and what is known of them."""
+    if not isinstance(declared, Mapping):
+        return None
+    given = {name: declared[name] for name in known if isinstance(declared.get(name), bool | Mapping)}
+    return {name: value if isinstance(value, bool) else _flags_of(value) for name, value in given.items()}
+
+
+def _flags_of(part: Mapping[str, Any]) -> Json:
+    return {name: part[name] for name in _FLAGS if isinstance(part.get(name), bool)}
 
 
 def _part(name: str, params: Mapping[str, Any]) -> str | None:

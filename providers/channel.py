@@ -74,7 +74,7 @@ class Channel:
 
     @property
     def has_lost_connection(self) -> bool:
-        return self.connection is not None and self.connection.closing.is_set()
+        return self.connection is not None and self.connection.leaving.is_set()
 
     def attach(self, connection: PooledConnection) -> None:
         if connection is not self.connection:
@@ -106,10 +106,10 @@ class Channel:
         with anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
                 if self.connection is not None and not self.has_lost_connection:
-                    tasks.start_soon(self._notice, self.connection.closing)
+                    tasks.start_soon(self._notice, self.connection.leaving)
                 await self.changed.wait()
                 tasks.cancel_scope.cancel()
 
-    async def _notice(self, closing: anyio.Event) -> None:
-        await closing.wait()
+    async def _notice(self, leaving: anyio.Event) -> None:
+        await leaving.wait()
         self.changed.set()

@@ -124,6 +124,8 @@ class PooledConnection:
     session: BackendSession | None = None
     opening: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     closing: anyio.Event = field(default_factory=anyio.Event)
+    leaving: anyio.Event = field(default_factory=anyio.Event)
+    """Nobody gets it any more: it is closing, or will be when its last call ends."""
 
     @property
     def server(self) -> str:
@@ -186,6 +188,7 @@ class PooledConnection:
     async def close_when_dead(self) -> None:
         assert self.session is not None
         await self.session.wire.closed.wait()
+        self.leaving.set()
         self.closing.set()
 
     def __repr__(self) -> str:

@@ -63,7 +63,8 @@ class Mailbox:
             if not self._waiting:
                 self._news = anyio.Event()
                 await self._news.wait()
-            for key in list(self._waiting)[:1]:
+            if self._waiting:
+                key = next(iter(self._waiting))
                 yield key[0], self._waiting.pop(key)
 
 

@@ -185,8 +185,9 @@ class Listening:
         if stream is None or stream.acknowledged.is_set():
             return
         granted = params.get("notifications")
-        uris = granted.get("resourceSubscriptions") if isinstance(granted, dict) else ()
-        stream.honored = frozenset(uri for uri in uris or () if isinstance(uri, str))
+        uris = granted.get("resourceSubscriptions") if isinstance(granted, dict) else None
+        named = uris if isinstance(uris, list) else []
+        stream.honored = frozenset(uri for uri in named if isinstance(uri, str))
         stream.id = subscription_of(params)
         stream.acknowledged.set()
         self._stream = stream
@@ -205,6 +206,7 @@ def subscription_of(params: Json) -> Any:
 
 def without_subscription(params: Json) -> Json:
     """A notification's params less the mark of the stream that they came on: it is our own."""
-    meta = {key: value for key, value in (params.get("_meta") or {}).items() if key != SUBSCRIPTION_META_KEY}
+    given = params.get("_meta")
+    meta = {key: given[key] for key in given if key != SUBSCRIPTION_META_KEY} if isinstance(given, dict) else {}
     rest = {key: value for key, value in params.items() if key != "_meta"}
     return rest | {"_meta": meta} if meta else rest

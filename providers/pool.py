@@ -233,6 +233,7 @@ class McpConnectionPool:
             if self._live.get(connection.key) is connection:
                 del self._live[connection.key]
             connection.opening.cancel()
+            connection.leaving.set()
             connection.closing.set()
 
     # --- the life of one connection
@@ -309,6 +310,7 @@ class McpConnectionPool:
         """Close a connection once nobody uses it."""
         if connection.state is ConnectionState.ACTIVE:
             connection.state = ConnectionState.DRAINING
+            connection.leaving.set()
             if self._live.get(connection.key) is connection:
                 del self._live[connection.key]
         elif connection.state in (ConnectionState.IDLE, ConnectionState.CONNECTING):

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import anyio
 
-from providers.caller import Front
+from providers.caller import MAX_QUESTIONS, Front
 from providers.errors import MISSING_CAPABILITY, BackendProtocolError, BackendTimeout, ProtocolError
 from providers.lines import Json
 
@@ -74,6 +74,8 @@ class Rounds:
 
     async def _answers(self, questions: Json) -> Json:
         """The client's answers. Nothing is asked if one of the questions may not be."""
+        if len(questions) > MAX_QUESTIONS:
+            raise BackendProtocolError(self._server, f"asked more than {MAX_QUESTIONS} questions at once.")
         for question in questions.values():
             self._check(question)
         answers: Json = {}

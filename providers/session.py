@@ -19,7 +19,7 @@ from mcp import ClientSession
 from pydantic import ValidationError
 
 from providers import lines
-from providers.caller import NOT_ASKED, CallClock, Caller, Front
+from providers.caller import MAX_QUESTIONS, NOT_ASKED, CallClock, Caller, Front
 from providers.calls import Calls
 from providers.elicitations import COMPLETE, Elicitations
 from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendTimeout, BackendUnavailable
@@ -32,8 +32,6 @@ from providers.wire import LOST, NOT_SENT, WIRE_ERROR_CODE, Message, OfRequest, 
 
 logger = logging.getLogger(__name__)
 
-_MAX_QUESTIONS = 16
-"""That a backend may have open at once."""
 _TELL_SECONDS = 5.0
 
 
@@ -318,7 +316,7 @@ class BackendSession:
     async def _question(self, request_id: Any, method: str, params: Json, of_request: int | str | None) -> None:
         """Have a question answered in a task of its own. Who asks too much at once waits for the refusal: that is the
         back-pressure."""
-        if len(self._asked) >= _MAX_QUESTIONS:
+        if len(self._asked) >= MAX_QUESTIONS or not _is_new_id(request_id, self._asked):
             with suppress(BackendError):
                 await self.wire.send({"jsonrpc": "2.0", "id": request_id, "error": NOT_ASKED}, self._era_headers())
             return
@@ -370,6 +368,11 @@ class BackendSession:
     def _era_headers(self) -> Mapping[str, str]:
         version = self.facts.get("protocolVersion")
         return {"mcp-protocol-version": version} if version else {}
+
+
+def _is_new_id(request_id: Any, asked: Mapping[str | int | None, Any]) -> bool:
+    """Whether a question can be told from those that are open: else its answer could be another one's."""
+    return isinstance(request_id, str | int) and not isinstance(request_id, bool) and request_id not in asked
 
 
 def _hashable(request_id: Any) -> str | int | None:

@@ -222,7 +222,8 @@ class Subscriptions:
         caller = self._on_whose_behalf(channel)
         async with lease(self._pool, target, caller, may_evict=channel.is_new) as held:
             if not channel.missing and held.connection is not channel.connection:
-                return  # what is not wanted any more was lost anyway
+                channel.detach()  # what is not wanted any more was lost anyway
+                return
             channel.attach(held.connection)
             try:
                 if held.session.is_modern:

@@ -31,8 +31,6 @@ DIFFERENCES = {
     "no-such-tool {}": "the gateway knows what each server has, and refuses by itself what none has",
     "no-such-prompt {}": "the same",
     "no such method": "the gateway refuses by itself, and says in `data` which method that was",
-    "subscribe": "what a server logs while no call runs is nobody's: one subscription may serve many clients",
-    "unsubscribe": "the same",
 }
 """By step: what differs, and why it must."""
 

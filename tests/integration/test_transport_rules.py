@@ -213,6 +213,24 @@ async def test_headers_without_end_are_cut_off_and_cost_nobody_anything() -> Non
         assert "result" in await caller.request("ping", {})
 
 
+@pytest.mark.parametrize("trailer", [b"x-t: " + b"a" * 1000 + b"\r\n", b"a" * 1000], ids=["many", "one without end"])
+async def test_trailers_without_end_are_cut_off(trailer: bytes) -> None:
+    begun = b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nx-first: "
+    async with gateway_process("") as gateway, raw_client(gateway.url) as caller:
+        host, port = gateway.url.split("/")[2].split(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            await stream.send(begun + (b"a\r\n" if b":" in trailer else b""))
+            sent = 0
+            with anyio.fail_after(20), pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)):
+                while True:
+                    await stream.send(trailer * 100)
+                    sent += len(trailer) * 100
+                    with anyio.move_on_after(0.01):
+                        await stream.receive()
+        assert sent < 50 * MAX_HEADER_BYTES  # what the sockets hold, too
+        assert "result" in await caller.request("ping", {})
+
+
 @pytest.mark.parametrize("begun", [b"", b"POST", b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: a"])
 async def test_who_never_comes_to_the_end_of_the_headers_is_hung_up_on(
     begun: bytes, monkeypatch: pytest.MonkeyPatch

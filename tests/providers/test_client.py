@@ -37,7 +37,7 @@ DECLARATIONS: list[Json] = [
     {},
     {"roots": {}},
     {"roots": {"listChanged": True}, "sampling": {"tools": {}, "context": {}}},
-    {"elicitation": {"form": {"applyDefaults": True}, "url": {}}, "sampling": {"example.com/own": [1]}},
+    {"elicitation": {"form": {"applyDefaults": True}, "url": {}}, "sampling": {"tools": {}}},
 ]
 
 
@@ -154,6 +154,15 @@ async def test_a_backend_that_does_not_end_does_not_hold_its_session_for_ever() 
         async with open_session(backend.resource(), backend.open_wire):
             pass
     assert not patience.cancelled_caught and anyio.current_time() - began < 20
+
+
+@core
+@pytest.mark.parametrize("more", [{"x": 1}, {"x": {"y": "z"}}, {"listChanged": "yes"}, {"listChanged": None}])
+def test_words_of_a_clients_own_make_no_other_declaration(more: Json) -> None:
+    """They are part of keys: with each a client of 2026-07-28 would have sessions of its own."""
+    assert Capabilities.of({"roots": more, "elicitation": {"form": more}, "mine": more}) == Capabilities.of(
+        {"elicitation": {"form": {}}, "roots": {}}
+    )
 
 
 @core

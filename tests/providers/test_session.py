@@ -339,6 +339,12 @@ ODD = [
     {"jsonrpc": "2.0", "method": "notifications/progress", "params": "text"},
     {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": 5}},
     {"jsonrpc": "2.0", "method": "notifications/message", "params": None},
+    {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": "a://b", "_meta": "text"}},
+    {
+        "jsonrpc": "2.0",
+        "method": "notifications/subscriptions/acknowledged",
+        "params": {"notifications": {"resourceSubscriptions": 5}},
+    },
     {"jsonrpc": "2.0", "method": "notifications/unheard/of", "params": {}},
     {"jsonrpc": "2.0", "method": {"a": 1}},
     {"jsonrpc": "2.0", "method": None, "id": 3},

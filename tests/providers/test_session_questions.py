@@ -186,3 +186,28 @@ async def test_a_question_ends_with_its_call() -> None:
         await settled()
         assert backend.wire.received[-1]["id"] == "q" and "error" in backend.wire.received[-1]
         gate.set()
+
+
+@core
+@pytest.mark.parametrize("request_id", ["same", None, 1.5, True], ids=str)
+async def test_questions_that_cannot_be_told_apart_are_refused(request_id: Any) -> None:
+    """Else the answer to one could end another, and the cap on their number would not hold."""
+    asked = 0
+
+    async def sample(*_: Any) -> str:
+        nonlocal asked
+        asked += 1
+        await anyio.sleep_forever()
+        return ""
+
+    async def answer(call: Call) -> Json:
+        message = {"jsonrpc": "2.0", "id": request_id, "method": "sampling/createMessage", "params": SAMPLING}
+        for _ in range(50):
+            await call.wire.deliver(dict(message))
+        await settled()
+        return text("done")
+
+    backend = FakeBackend(answers={"tools/call": answer})
+    async with desk_with(backend) as desk, client_of(desk.server, sampling_handler=sample) as client:
+        assert await said_by(client) == "done"
+    assert asked == (1 if request_id == "same" else 0)

@@ -161,3 +161,38 @@ async def test_unsubscribing_waits_until_the_backend_has_time() -> None:
         assert backend.count("resources/unsubscribe") == 0
         gate.set()
         await backend.heard("resources/unsubscribe")
+
+
+async def test_a_connection_that_is_left_to_its_last_call_is_left_by_subscriptions_at_once() -> None:
+    """As of an HTTP wire that lost its session while a long call goes on: it takes nothing more, and is not over."""
+    gate = anyio.Event()
+
+    async def slow(call: Call) -> Json:
+        await gate.wait()
+        return text("done")
+
+    async with desk_of(notes(answers={"tools/call": slow})) as desk, anyio.create_task_group() as tasks:
+        one, me = reader(), caller_of(session="session:1")
+        await desk.subscribe(one)
+        first = desk.backend.wire
+
+        async def long_call() -> None:
+            async with lease(desk.pool, desk.target, me) as held:
+                await held.request("tools/call", {"name": "echo"})
+
+        async def turned_away(wire: object, message: Json) -> None:
+            if wire is first:
+                raise BackendUnavailable("fake", "ended our session.", not_sent=True)
+
+        tasks.start_soon(long_call)
+        await desk.backend.heard("tools/call")
+        desk.backend.before_send = turned_away
+        async with lease(desk.pool, desk.target, me) as held:
+            await held.request("tools/list", {})
+        await time_passes(5)
+        assert desk.backend.count("resources/subscribe") == 2 and one.heard == [f"public:{URI}"]
+        asked = len(desk.backend.wires)
+        desk.subscriptions.unsubscribe(one.listener, URI)
+        await time_passes(5)
+        assert len(desk.backend.wires) == asked and all(not each.pins for each in desk.pool.connections())
+        gate.set()
