@@ -114,6 +114,14 @@ async def test_all_questions_of_a_round_are_asked_at_once_and_rounds_follow_each
         assert sorted(each["method"] for each in one.asked) == ["elicitation/create", "roots/list", "roots/list"]
 
 
+async def test_a_backend_that_asks_too_much_at_once_is_not_heard() -> None:
+    roots = QUESTIONS["roots"][0]
+    async with asking() as (backend, one, _):
+        backend.results = [asks("s1", **{f"q{number}": roots for number in range(17)})]
+        told = await one.finished("tools/call", CALL)
+        assert "more than 16 questions" in str(told) and one.asked == []
+
+
 async def test_what_the_client_declared_is_what_the_backend_is_told_in_each_request() -> None:
     declared = {"elicitation": {"form": {"applyDefaults": True}}, "roots": {"listChanged": True}}
     async with asking(client={**declared, "experimental": {"x": {}}, "tasks": {}}) as (backend, one, _):
