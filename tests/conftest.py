@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.relay.flows", "tests.relay.desk")  # what a flow found wrong is shown in full
+
 IN_CI = "APOLLOS_CI"
 MARK = "XDG_APOLLOS_TEST_RUN"
 """Begins like what a backend may inherit, so that it reaches backends and their children too."""

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.containers import over_stdio
 from tests.helpers.gateway import ROOT, local, servers_toml
 
-LOADS = "import sys, server; print([name for name in ('docker', 'requests') if name in sys.modules])"
+LOADS = "import sys, server; print([name for name in ('docker', 'docker.api') if name in sys.modules])"
 
 
 @pytest.mark.core

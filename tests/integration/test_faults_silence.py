@@ -37,7 +37,7 @@ from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, local
 from tests.helpers.http_backend import Seen, event_stream, http_backend
 from tests.helpers.processes import eventually, http_server
 
-SOON = 1.0
+SOON = 4.0
 """Seconds on top of a deadline, on a busy machine."""
 
 AT_ONCE = 0.5

@@ -192,12 +192,12 @@ async def test_a_question_ends_with_its_call() -> None:
 @pytest.mark.parametrize("request_id", ["same", None, 1.5, True], ids=str)
 async def test_questions_that_cannot_be_told_apart_are_refused(request_id: Any) -> None:
     """Else the answer to one could end another, and the cap on their number would not hold."""
-    asked = 0
+    asked, go_on = 0, anyio.Event()
 
     async def sample(*_: Any) -> str:
         nonlocal asked
         asked += 1
-        await anyio.sleep_forever()
+        await go_on.wait()
         return ""
 
     async def answer(call: Call) -> Json:
@@ -205,6 +205,7 @@ async def test_questions_that_cannot_be_told_apart_are_refused(request_id: Any) 
         for _ in range(50):
             await call.wire.deliver(dict(message))
         await settled()
+        go_on.set()
         return text("done")
 
     backend = FakeBackend(answers={"tools/call": answer})
