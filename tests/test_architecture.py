@@ -70,6 +70,7 @@ FLOORS = (
         "providers.ownership",
         "providers.image_pull",
     ),
+    ("providers.private_files",),
     ("providers.errors", "providers.lines"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
