@@ -182,7 +182,7 @@ class McpContainerManager:
         await self._engine.call(container.server, lambda api: api.start(container.id), SLOW)
 
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
-        volumes = volumes_for(resource, self._engine, api, self._allowed_paths, [str(self.instance.folder.parent)])
+        volumes = volumes_for(resource, self._engine, api, self._allowed_paths, self.instance.hidden)
         is_inside = self._engine.own_id is not None
         return Plan(resource, _image(resource, api), self.instance, is_inside, volumes)
 
