@@ -15,7 +15,7 @@ from anyio.abc import SocketStream
 
 from providers import ownership
 from providers.docker import McpContainerManager
-from providers.docker_engine import DockerEngine, EngineUnavailable, ImageMissing
+from providers.docker_engine import DockerEngine, EngineHung, ImageMissing
 from tests.helpers.containers import over_stdio, record
 
 MOST_THREADS = 8
@@ -64,7 +64,7 @@ def workers() -> int:
 
 
 async def refused(engine: DockerEngine, deadline: float) -> str:
-    with pytest.raises(EngineUnavailable) as caught:
+    with pytest.raises(EngineHung) as caught:
         await engine.call("files", lambda api: api.ping(), deadline)
     return caught.value.problem
 
