@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from providers.container_keys import INTERNET, NONE, OWN, Volume
 from providers.hardening import ImageFacts, Placement, container_config, fingerprint, network_of
-from providers.ownership import INSTANCE, SERVER, Instance
+from providers.ownership import Instance
 from providers.resource import McpServerResource, TransportType
 
 NAME_PREFIX = "apollos-mcp-"
@@ -34,31 +34,50 @@ class Plan:
     volumes: tuple[Volume, ...]
     """What it mounts, each path as it was looked at."""
 
-    @cached_property
+    @property
+    def is_reached_inside(self) -> bool:
+        """Whether the gateway has to come onto its network to reach it. No port is published then, and each container
+        has a network of its own, because on one network all see each other."""
+        return self.is_inside and self.resource.transport_type is not TransportType.STDIO
+
+    @property
     def placement(self) -> Placement:
+        """Where each container of this server is put, with what the operator calls the network as its name."""
         network = network_of(self.resource)
-        name = None if network == NONE else self._own_network if network in (OWN, INTERNET) else network
         over_http = self.resource.transport_type is not TransportType.STDIO
-        return Placement(name, publishes=over_http and not self.is_inside, volumes=self.volumes)
+        publishes = over_http and not self.is_inside
+        return Placement(None if network == NONE else network, publishes=publishes, volumes=self.volumes)
 
-    @property
-    def _own_network(self) -> str:
-        way_out = "_internet" if network_of(self.resource) == INTERNET else ""
-        return f"{NAME_PREFIX}{self.resource.name}_{self.instance.id[:8]}{way_out}"
+    def network_of(self, container: str) -> str | None:
+        """The network that a container of this name joins."""
+        network = network_of(self.resource)
+        if network not in (OWN, INTERNET):
+            return self.placement.network
+        owner = f"{container}_inside" if self.is_reached_inside else f"{NAME_PREFIX}{self.resource.name}"
+        return f"{owner}_{self.instance.id[:8]}{'_internet' if network == INTERNET else ''}"
 
-    @property
-    def network_to_make(self) -> dict[str, Any] | None:
-        """The server's own network: its containers do not see each other on it, and nothing from beyond this machine
-        answers them, unless they were given a way out. A network with another name is the operator's."""
+    def network_to_make(self, container: str) -> dict[str, Any] | None:
+        """The network of our own that a container of this name needs. It is the server's: its containers do not see
+        each other on it, and nothing from beyond this machine answers them, unless they were given a way out. Or, where
+        the gateway comes onto it, the container's: nobody else is there. Any other name is the operator's."""
         network = network_of(self.resource)
         if network not in (OWN, INTERNET):
             return None
+        name = self.network_of(container) or ""
         options = {
-            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.bridge.enable_icc": "true" if self.is_reached_inside else "false",
             "com.docker.network.bridge.enable_ip_masquerade": "true" if network == INTERNET else "false",
         }
-        labels = {INSTANCE: self.instance.id, SERVER: self.resource.name}
-        return {"name": self._own_network, "driver": "bridge", "options": options, "labels": labels}
+        return {
+            "name": name,
+            "driver": "bridge",
+            "options": options,
+            "labels": self.instance.network_labels(
+                self.resource.name, name, container if self.is_reached_inside else ""
+            ),
+            # on an internal one no port can be published; and it must not become the gateway's own way out
+            "internal": self.is_reached_inside and network == OWN,
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,7 +94,8 @@ class Plan:
 
     def body(self, name: str, scope: str, secrets_folder: str | None) -> dict[str, Any]:
         """What Docker is asked to create under this name."""
-        config = container_config(self.resource, self.image, replace(self.placement, secrets_folder=secrets_folder))
+        placement = replace(self.placement, network=self.network_of(name), secrets_folder=secrets_folder)
+        config = container_config(self.resource, self.image, placement)
         transport = str(self.resource.transport_type)
         labels = self.instance.labels(self.resource.name, transport, name, self.image.id, self.fingerprint, scope)
         return config | {"Labels": labels}

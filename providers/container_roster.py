@@ -61,6 +61,10 @@ class Roster:
         """Those of which something is being made or in use."""
         return {entry.server for entry in list(self._entries.values()) if entry.use in (Use.MAKING, Use.IN_USE)}
 
+    def has(self, name: str) -> bool:
+        """Whether a container of this name is being made, in use, or ending."""
+        return name in self._entries
+
     @property
     def has_forsaken(self) -> bool:
         return any(entry.use is Use.FORSAKEN for entry in list(self._entries.values()))
@@ -118,9 +122,8 @@ class Roster:
         """It was removed: its secrets and its name go, unless another container has the name by now."""
         with self._writing:
             entry = self._entries.get(container.name)
-            is_succeeded = entry is not None and entry.container_id != container.id
-            if not is_succeeded and self._instance.containers().get(container.name, "") in (container.id, ""):
-                self._drop(container.name)
+            if entry is None or entry.container_id == container.id:
+                self._drop(container.name, container.id)
 
     def tidy(self, known: Mapping[str, str], there: Collection[str], *, everything: bool) -> None:
         """Forget the names under which nothing is there any more.
@@ -138,15 +141,16 @@ class Roster:
                 if now.get(name) != known.get(name) or (is_used and not everything):
                     continue
                 if name not in self._in_doubt or self._is_settled(name):
-                    self._drop(name)
+                    self._drop(name, known.get(name))
                 elif everything:
                     self._instance.drop_secrets(name)
 
     def _is_settled(self, name: str) -> bool:
         return time.monotonic() - self._in_doubt[name] > _DOUBT_SECONDS
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str, container_id: str | None = None) -> None:
+        """With an id: unless the name is another container's by now, which the command line or the gateway made known.
+        They write beside each other, so only the record itself can tell."""
         self._entries.pop(name, None)
         self._in_doubt.pop(name, None)
-        self._instance.drop_secrets(name)
-        self._instance.forget(name)
+        self._instance.forget(name, container_id)

@@ -37,8 +37,9 @@ from providers.errors import BackendError, BackendUnavailable, ConfigurationErro
 from providers.hardening import ImageFacts, container_port, image_facts
 from providers.image_pull import ImagePull
 from providers.mounts import MountRefused
-from providers.ownership import INSTANCE, SERVER, Instance
-from providers.placement import apart, check_network, ensure_network, volumes_for
+from providers.networks import Networks
+from providers.ownership import INSTANCE, Instance
+from providers.placement import apart, check_network, volumes_for
 from providers.resource import McpServerResource
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class McpContainerManager:
         self._strangers: set[str] = set()
         self._taking_over = anyio.Lock()
         """What is taken into use is not removed at the same moment."""
-        self._roster = Roster(instance)
+        self._roster, self._networks = Roster(instance), Networks(instance, self._engine)
 
     def __repr__(self) -> str:
         return f"<McpContainerManager {self.instance.id} {self._engine!r}>"
@@ -205,8 +206,8 @@ class McpContainerManager:
         """Make a container of this name; None if a stranger has the name."""
         server, answer = plan.resource.name, None
         try:
-            if plan.network_to_make:
-                ensure_network(server, plan.network_to_make, self._engine.own_id, api)
+            if network := plan.network_to_make(name):
+                self._networks.ensure(server, network, api)
             folder = self._write_secrets(plan.resource, name) if plan.resource.docker_secrets else None
             with tolerating(409):
                 answer = api.create_container_from_config(plan.body(name, scope, folder), name)
@@ -248,9 +249,11 @@ class McpContainerManager:
         bindings = (facts["NetworkSettings"].get("Ports") or {}).get(f"{port}/tcp") or []
         if bindings:
             return Address("127.0.0.1" if self.engine.is_local else self.engine.tcp[0], int(bindings[0]["HostPort"]))
-        for network in (facts["NetworkSettings"].get("Networks") or {}).values():
-            if facts["State"]["Running"] and network.get("IPAddress"):
-                return Address(network["IPAddress"], port)
+        name = facts["HostConfig"]["NetworkMode"]
+        network = (facts["NetworkSettings"].get("Networks") or {}).get(name) or {}
+        if facts["State"]["Running"] and network.get("IPAddress"):
+            self._networks.join(name, api)
+            return Address(network["IPAddress"], port)
         raise BackendUnavailable(container.server, f"its container {status_of(facts).obituary()}.", not_sent=True)
 
     async def stop_server(self, container: Container, grace: float = 5.0) -> None:
@@ -268,6 +271,8 @@ class McpContainerManager:
             if grace > 0:
                 api.stop(container.id, timeout=max(1, round(grace)))
             api.remove_container(container.id, v=True, force=True)
+        if self._roster.use_of(container) in (Use.ENDING, Use.FORSAKEN):  # else another one has its name by now
+            self._networks.end_with(container.name, api)
         self._roster.gone(container)
 
     async def signal(self, container: Container, signal: str) -> None:
@@ -368,13 +373,14 @@ class McpContainerManager:
 
     def _tidy(self, known: Mapping[str, str], there: Collection[str], everything: bool, api: Api) -> None:
         self._roster.tidy(known, there, everything=everything)
-        for network in api.networks(filters={"label": f"{INSTANCE}={self.instance.id}"}):
-            if network["Labels"].get(SERVER) in self._roster.servers:
-                continue
-            with tolerating(403, 404):  # somebody is on it
-                if self._engine.own_id is not None and _members(network["Id"], api) == {self._engine.own_id}:
-                    api.disconnect_container_from_network(self._engine.own_id, network["Id"])
-                api.remove_network(network["Id"])
+
+        def is_used(server: str, container: str) -> bool:
+            has_container = container in there or self._roster.has(container)
+            return has_container if container else server in self._roster.servers
+
+        self._networks.tidy(is_used, api)
+        if everything:
+            self._networks.leave(api)
 
 
 def _image(resource: McpServerResource, api: Api) -> ImageFacts:
@@ -387,7 +393,3 @@ def _image(resource: McpServerResource, api: Api) -> ImageFacts:
 
 def _how(resource: McpServerResource) -> str:
     return f"Run: docker pull {resource.docker_image}"
-
-
-def _members(network: str, api: Api) -> set[str]:
-    return set(api.inspect_network(network).get("Containers") or {})

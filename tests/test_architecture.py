@@ -50,6 +50,7 @@ FLOORS = (
         "providers.container_slots",
         "providers.container_log",
         "providers.placement",
+        "providers.networks",
     ),
     ("providers.endpoint", "providers.hardening", "providers.docker_engine"),
     (
