@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import site
 import stat
 import sys
 import sysconfig
@@ -41,7 +42,7 @@ _OURS = Path(__file__).resolve().parents[1]
 _CODE = (
     *(str(_OURS / name) for name in ("server.py", "composition", "providers", "pyproject.toml")),
     *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")),
-    *([sys.executable] if sys.executable else []),
+    *(path for path in (site.USER_SITE, sys.executable) if path and path.startswith("/")),
 )
 """What the next start of the gateway runs."""
 

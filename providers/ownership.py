@@ -155,12 +155,11 @@ class Instance:
             Whether it was known.
         """
         with self._changing() as record:
-            known = _table(record, "containers").get(name)
-            if known is None or (known and container_id not in (None, known)):
+            known = _table(record, "containers")
+            if known.get(name) and container_id not in (None, known[name]):
                 return False
             self._drop_secrets(name)
-            del record["containers"][name]
-            return True
+            return known.pop(name, None) is not None
 
     def note(self, section: str, name: str, facts: Any) -> Any:
         """Write down facts about a server; what was known before."""
