@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,9 @@ from providers.ownership import Instance
 
 _DOUBT_SECONDS = 120.0
 """How long the engine may take to make what it was asked for, after we stopped waiting for its answer."""
+
+_LAST_GONE = 256
+"""More than are removed while the engine tells what there is."""
 
 
 class Use(StrEnum):
@@ -48,6 +52,8 @@ class Roster:
         self._entries: dict[str, _Entry] = {}
         self._in_doubt: dict[str, float] = {}
         """Names of containers that were perhaps made, and since when."""
+        self._gone = deque[str](maxlen=_LAST_GONE)
+        """Ids of those that were removed last."""
         self._writing = threading.Lock()
         """Held in threads, while a name and its record change together. The event loop does not wait for that: what it
         does here is one step each."""
@@ -103,7 +109,10 @@ class Roster:
     # --- using and ending
 
     def take(self, container: Container) -> bool:
-        """Take a container that runs into use, unless this gateway does anything with it already."""
+        """Take a container that ran when it was listed into use, unless this gateway does anything with it already, or
+        has removed it since."""
+        if container.id in self._gone:
+            return False
         mine = _Entry(container.server, container.id, Use.IN_USE)
         return self._entries.setdefault(container.name, mine) is mine
 
@@ -121,6 +130,7 @@ class Roster:
     def gone(self, container: Container) -> None:
         """It was removed: its secrets and its name go, unless another container has the name by now."""
         with self._writing:
+            self._gone.append(container.id)
             entry = self._entries.get(container.name)
             if entry is None or entry.container_id == container.id:
                 self._drop(container.name, container.id)

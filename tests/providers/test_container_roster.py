@@ -86,6 +86,13 @@ def test_an_orphan_is_taken_once_and_not_while_it_ends(roster: Roster, instance:
     assert not roster.take(OLD)
 
 
+def test_what_was_removed_since_it_was_listed_is_not_taken(roster: Roster) -> None:
+    make(roster, OLD)
+    roster.gone(OLD)
+    assert not roster.take(OLD)
+    make(roster, NEW)
+
+
 def test_what_is_gone_is_forgotten_and_what_came_later_is_not_missed(roster: Roster, instance: Instance) -> None:
     instance.remember("apollos-mcp-gone", "id-0")
     known = instance.containers()
