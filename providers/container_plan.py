@@ -49,35 +49,42 @@ class Plan:
         return Placement(None if network == NONE else network, publishes=publishes, volumes=self.volumes)
 
     def network_of(self, container: str) -> str | None:
-        """The network that a container of this name joins."""
-        network = network_of(self.resource)
-        if network not in (OWN, INTERNET):
+        """The network on which a container of this name is made."""
+        if network_of(self.resource) not in (OWN, INTERNET):
             return self.placement.network
-        owner = f"{container}_inside" if self.is_reached_inside else f"{NAME_PREFIX}{self.resource.name}"
-        return f"{owner}_{self.instance.id[:8]}{'_internet' if network == INTERNET else ''}"
+        return self._inside(container) if self.is_reached_inside else self._of_server
 
-    def network_to_make(self, container: str) -> dict[str, Any] | None:
-        """The network of our own that a container of this name needs. It is the server's: its containers do not see
-        each other on it, and nothing from beyond this machine answers them, unless they were given a way out. Or, where
-        the gateway comes onto it, the container's: nobody else is there. Any other name is the operator's."""
-        network = network_of(self.resource)
-        if network not in (OWN, INTERNET):
-            return None
-        name = self.network_of(container) or ""
+    @property
+    def way_out(self) -> str | None:
+        """The network that it joins besides. The gateway is not on it: it could become the gateway's own way out, and
+        what the gateway has open would break."""
+        return self._of_server if self.is_reached_inside and network_of(self.resource) == INTERNET else None
+
+    def networks_to_make(self, container: str) -> list[dict[str, Any]]:
+        """The networks of our own that a container of this name needs. The server's: its containers do not see each
+        other on it, and nothing from beyond this machine answers them, unless they were given a way out. And where the
+        gateway comes onto it, the container's: nobody else is there. Any other name is the operator's."""
+        wanted = {self.network_of(container), self.way_out}
+        made = [self._network(self._inside(container), container), self._network(self._of_server)]
+        return [network for network in made if network["name"] in wanted]
+
+    def _network(self, name: str, container: str = "") -> dict[str, Any]:
+        has_way_out = not container and network_of(self.resource) == INTERNET
         options = {
-            "com.docker.network.bridge.enable_icc": "true" if self.is_reached_inside else "false",
-            "com.docker.network.bridge.enable_ip_masquerade": "true" if network == INTERNET else "false",
+            "com.docker.network.bridge.enable_icc": "true" if container else "false",
+            "com.docker.network.bridge.enable_ip_masquerade": "true" if has_way_out else "false",
         }
-        return {
-            "name": name,
-            "driver": "bridge",
-            "options": options,
-            "labels": self.instance.network_labels(
-                self.resource.name, name, container if self.is_reached_inside else ""
-            ),
-            # on an internal one no port can be published; and it must not become the gateway's own way out
-            "internal": self.is_reached_inside and network == OWN,
-        }
+        labels = self.instance.network_labels(self.resource.name, name, container)
+        internal = bool(container)  # on such a one no port can be published
+        return {"name": name, "driver": "bridge", "options": options, "labels": labels, "internal": internal}
+
+    @property
+    def _of_server(self) -> str:
+        way_out = "_internet" if network_of(self.resource) == INTERNET else ""
+        return f"{NAME_PREFIX}{self.resource.name}_{self.instance.id[:8]}{way_out}"
+
+    def _inside(self, container: str) -> str:
+        return f"{container}_inside_{self.instance.id[:8]}"
 
     @cached_property
     def fingerprint(self) -> str:

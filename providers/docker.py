@@ -221,15 +221,12 @@ class McpContainerManager:
         made = Container(answer["Id"], name, server, scope, plan.fingerprint)
         self._roster.made(made)
         if plan.way_out:
-            self._join(made, plan.way_out, api)
+            try:
+                api.connect_container_to_network(made.id, plan.way_out)
+            except BaseException:
+                self._roster.forsake(made)
+                raise
         return made
-
-    def _join(self, made: Container, network: str, api: Api) -> None:
-        try:
-            api.connect_container_to_network(made.id, network)
-        except BaseException:
-            self._roster.forsake(made)
-            raise
 
     def _write_secrets(self, resource: McpServerResource, name: str) -> str:
         if reason := apart(self._engine):
@@ -383,12 +380,9 @@ class McpContainerManager:
 
     def _tidy(self, known: Mapping[str, str], there: Collection[str], everything: bool, api: Api) -> None:
         self._roster.tidy(known, there, everything=everything)
-
-        def is_used(server: str, container: str) -> bool:
-            has_container = container in there or self._roster.has(container)
-            return has_container if container else server in self._roster.servers
-
-        self._networks.tidy(is_used, api)
+        self._networks.tidy(
+            lambda server, own: (own in there or self._roster.has(own)) if own else server in self._roster.servers, api
+        )
         if everything:
             self._networks.leave(api)
 

@@ -59,7 +59,9 @@ class Networks:
         own_id = self._engine.own_id
         if own_id is None or own_id in _members(name, api):
             return
-        with tolerating(403):  # another thread did it, or the gateway has the host's network, which reaches all others
+        with tolerating(
+            400, 403
+        ):  # another thread did it, or the gateway has the host's network, which reaches all others
             api.connect_container_to_network(own_id, name)
             self._joined.add(name)
 

@@ -20,10 +20,9 @@ def plan(instance: Instance = ONE, **keys: Any) -> Plan:
     return Plan(record("files", over_stdio(**keys)), IMAGE, instance, is_inside=False, volumes=())
 
 
-def network(table: dict[str, Any], container: str = "apollos-mcp-files", *, is_inside: bool) -> dict[str, Any]:
-    """The network to make for a container, or nothing."""
-    made = Plan(record("files", table), IMAGE, ONE, is_inside, volumes=()).network_to_make(container)
-    return made or {}
+def networks(table: dict[str, Any], container: str = "apollos-mcp-files", *, is_inside: bool) -> list[dict[str, Any]]:
+    """The networks to make for a container."""
+    return Plan(record("files", table), IMAGE, ONE, is_inside, volumes=()).networks_to_make(container)
 
 
 def test_a_fingerprint_covers_secrets_and_environment() -> None:
@@ -54,7 +53,7 @@ ICC, WAY_OUT = "com.docker.network.bridge.enable_icc", "com.docker.network.bridg
 @pytest.mark.parametrize("choice", ["own", "internet"])
 def test_on_the_network_of_a_server_its_containers_do_not_see_each_other(choice: str) -> None:
     for table in (over_http(docker_network=choice), over_stdio(docker_network=choice)):
-        one, other = (network(table, name, is_inside=False) for name in ("one", "other"))
+        [one], [other] = (networks(table, name, is_inside=False) for name in ("one", "other"))
         assert one == other
         assert one["options"] == {ICC: "false", WAY_OUT: str(choice == "internet").lower()}
         assert not one["internal"]  # or no port could be published
@@ -62,22 +61,30 @@ def test_on_the_network_of_a_server_its_containers_do_not_see_each_other(choice:
 
 @pytest.mark.parametrize("choice", ["own", "internet"])
 def test_a_gateway_in_a_container_is_alone_with_each_of_its_own(choice: str) -> None:
-    one, other = (network(over_http(docker_network=choice), name, is_inside=True) for name in ("one", "other"))
+    one, other = (networks(over_http(docker_network=choice), name, is_inside=True)[0] for name in ("one", "other"))
     assert one["name"] != other["name"]
-    assert one["options"] == {ICC: "true", WAY_OUT: str(choice == "internet").lower()}
-    assert one["internal"] is (choice == "own")
+    assert one["options"] == {ICC: "true", WAY_OUT: "false"}
+    assert one["internal"]
+
+
+def test_a_way_out_is_on_another_network_than_the_gateway() -> None:
+    table = over_http(docker_network="internet")
+    plan = Plan(record("files", table), IMAGE, ONE, is_inside=True, volumes=())
+    inside, way_out = plan.networks_to_make("one")
+    assert plan.body("one", "shared", None)["HostConfig"]["NetworkMode"] == inside["name"]
+    assert plan.way_out == way_out["name"]
+    assert [way_out] == networks(table, is_inside=False)
 
 
 def test_what_is_reached_over_stdio_needs_no_network_with_the_gateway() -> None:
     table = over_stdio(docker_network="internet")
-    assert network(table, is_inside=True) == network(table, is_inside=False)
+    assert networks(table, is_inside=True) == networks(table, is_inside=False)
 
 
-def test_each_choice_has_a_name_of_its_own() -> None:
-    tables = [over_http(docker_network=choice) for choice in ("own", "internet")]
-    names = {network(table, is_inside=is_inside)["name"] for table in tables for is_inside in (True, False)}
-    assert len(names) == 4
-    assert network(over_http(docker_network="mine"), is_inside=True) == {}
+def test_a_network_that_is_named_is_not_made() -> None:
+    for choice in ("none", "mine"):
+        assert networks(over_stdio(docker_network=choice), is_inside=True) == []
+    assert networks(over_http(docker_network="mine"), is_inside=True) == []
 
 
 def test_a_fingerprint_does_not_depend_on_the_containers_name_but_on_the_network_chosen() -> None:
@@ -91,7 +98,7 @@ def test_a_fingerprint_does_not_depend_on_the_containers_name_but_on_the_network
 
 
 def test_labels_of_a_network_prove_it_under_its_own_name_alone() -> None:
-    made = network(over_http(), is_inside=True)
+    [made] = networks(over_http(), is_inside=True)
     assert ONE.owns_network(made["name"], made["labels"])
     assert not ONE.owns_network("another", made["labels"])
     assert not OTHER.owns_network(made["name"], made["labels"])

@@ -73,9 +73,10 @@ async def test_a_gateway_in_a_container_reaches_its_servers(
 
 
 @pytest.fixture
-async def gateway(engine: Any) -> AsyncIterator[Any]:
+async def gateway(engine: Any, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """A container that stands for the gateway's own."""
-    made = engine.containers.run(EVERYTHING, ["deaf"], network_mode="bridge", detach=True)
+    mode = getattr(request, "param", "bridge")
+    made = engine.containers.run(EVERYTHING, ["deaf"], network_mode=mode, detach=True)
     yield made
     made.remove(force=True, v=True)
 
@@ -146,6 +147,22 @@ async def test_a_network_that_the_operator_has_joined_is_not_left(
     network.disconnect(gateway)
 
 
-async def test_a_way_out_is_kept_where_it_was_asked_for(manager: McpContainerManager, gateway: Any) -> None:
+async def test_a_way_out_of_a_server_is_not_the_gateways(
+    manager: McpContainerManager, gateway: Any, engine: Any
+) -> None:
+    """What the gateway has open would break if its way out became another one."""
     container = await manager.start_server(record("web", over_http(docker_network="internet")))
     await reached(manager, gateway, container, docker_network="internet")
+    theirs = networks_of(engine.containers.get(container.id))
+    [with_gateway] = theirs & networks_of(gateway)
+    [way_out] = theirs - {with_gateway}
+    facts = {name: engine.networks.get(name).attrs for name in theirs}
+    assert [facts[with_gateway]["Internal"], facts[way_out]["Internal"]] == [True, False]
+    assert facts[way_out]["Options"]["com.docker.network.bridge.enable_icc"] == "false"
+
+
+@pytest.mark.parametrize("gateway", ["host"], indirect=True)
+async def test_who_has_the_network_of_the_host_need_not_join(manager: McpContainerManager, gateway: Any) -> None:
+    container = await manager.start_server(record("web", over_http()))
+    await reached(manager, gateway, container)
+    assert networks_of(gateway) == {"host"}
