@@ -25,6 +25,7 @@ from providers.container import Container, ContainerStatus
 from providers.docker import McpContainerManager
 from providers.errors import BackendError, ConfigurationError
 from providers.hardening import relaxations
+from providers.process import mask_for
 from providers.resource import TransportType
 
 _FOLLOW_EVERY = 0.5
@@ -169,13 +170,15 @@ async def prune(configuration: Configuration) -> int:
 
 
 async def logs(configuration: Configuration, name: str, *, follow: bool, tail: int) -> int:
-    """Print what a server wrote: over HTTP what Docker kept of it, over stdio its stderr, which the gateway kept."""
+    """Print what a server wrote: over HTTP what Docker kept of it, over stdio its stderr, which the gateway kept.
+    Docker keeps it as it came, so secrets are replaced by their names here."""
     _check_name(configuration, name)
-    over_stdio = configuration.resources[name].transport_type is TransportType.STDIO
+    resource = configuration.resources[name]
+    over_stdio, mask = resource.transport_type is TransportType.STDIO, mask_for(resource)
     with managers(configuration) as known:
         read = _from_file if over_stdio else _from_docker
         async for line in _merged(known, name, read, tail, follow):
-            sys.stdout.write(harmless(line) + "\n")
+            sys.stdout.write(harmless(mask(line)) + "\n")
             sys.stdout.flush()
     return 0
 

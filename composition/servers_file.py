@@ -40,6 +40,7 @@ from composition.settings import (
 )
 from providers.errors import ConfigurationError
 from providers.mounts import volume_problems
+from providers.ownership import hidden, state_folder
 from providers.reach import TransportType, reach_problem
 from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 
@@ -156,7 +157,7 @@ def _fingerprint(data: bytes) -> str:
 
 def _configuration(path: Path, data: bytes, environ: Mapping[str, str]) -> Configuration:
     text = _decoded(path, data)
-    tables = _Tables(_parsed(path, text), path.absolute().parent, environ)
+    tables = _Tables(_parsed(path, text), path.absolute(), environ)
     settings = tables.settings()
     resources = tables.resources(settings)
     if tables.problems:
@@ -239,9 +240,9 @@ class _Tables:
     """The tables of one file on their way to values; `problems` gathers all that is wrong with them, each
     with its key in the whole file and a text that is ready to print."""
 
-    def __init__(self, document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, document: dict[str, Any], path: Path, environ: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
-        self._document, self._directory, self._environ = document, directory, environ
+        self._document, self._path, self._directory, self._environ = document, path, path.parent, environ
 
     def settings(self) -> Settings:
         """The settings of `[gateway]` and the environment; the defaults if anything is wrong with them."""
@@ -308,7 +309,8 @@ class _Tables:
             data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
         if not is_off and isinstance(volumes := data.get("docker_volumes"), list):
-            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths)
+            unseen = hidden(state_folder(settings.state_dir), self._path)
+            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths, unseen)
             problems += [Problem(("docker_volumes", place), text) for place, text in looked]
         resource, found = check(McpServerResource, data, written, problems)
         unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]

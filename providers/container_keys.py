@@ -1,7 +1,7 @@
 """What may stand in the container keys of a record: types that refuse all that Docker must not see. Pure values.
 
 `resource` comes in, for its fields; nobody is called. What has to be looked up on this machine, such as where a
-path really leads, is the business of `hardening`, at the moment when a container is made.
+path really leads, is the business of `mounts`, and of `placement` when a container is made.
 """
 
 from __future__ import annotations

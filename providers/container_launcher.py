@@ -17,7 +17,7 @@ import anyio
 
 from providers.container import Container, ContainerStatus
 from providers.container_served import History, House, ServedContainers
-from providers.container_slots import Slot
+from providers.container_slots import Idle, Slot
 from providers.container_stdio import container_stdio_wire, remove
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
@@ -154,9 +154,9 @@ class ContainerLauncher:
         """A client session ended: its container has nothing more to do."""
         self._served.end_scope(scope)
 
-    def stop_one_idle(self) -> bool:
-        """Stop the container over HTTP that was idle longest, if there is one without a wire."""
-        return self._served.end_one_idle()
+    def idle(self) -> list[Idle]:
+        """The containers over HTTP that may be stopped to make room: without a wire, and not to be kept."""
+        return self._served.idle()
 
     async def stop_all(self, *, keep: bool) -> None:
         """Stop every container over HTTP, but for one that is to be kept."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,9 @@ from providers.ownership import Instance
 
 _DOUBT_SECONDS = 120.0
 """How long the engine may take to make what it was asked for, after we stopped waiting for its answer."""
+
+_LAST_GONE = 256
+"""More than are removed while the engine tells what there is."""
 
 
 class Use(StrEnum):
@@ -48,6 +52,8 @@ class Roster:
         self._entries: dict[str, _Entry] = {}
         self._in_doubt: dict[str, float] = {}
         """Names of containers that were perhaps made, and since when."""
+        self._gone = deque[str](maxlen=_LAST_GONE)
+        """Ids of those that were removed last."""
         self._writing = threading.Lock()
         """Held in threads, while a name and its record change together. The event loop does not wait for that: what it
         does here is one step each."""
@@ -60,6 +66,10 @@ class Roster:
     def servers(self) -> set[str]:
         """Those of which something is being made or in use."""
         return {entry.server for entry in list(self._entries.values()) if entry.use in (Use.MAKING, Use.IN_USE)}
+
+    def has(self, name: str) -> bool:
+        """Whether a container of this name is being made, in use, or ending."""
+        return name in self._entries
 
     @property
     def has_forsaken(self) -> bool:
@@ -99,7 +109,10 @@ class Roster:
     # --- using and ending
 
     def take(self, container: Container) -> bool:
-        """Take a container that runs into use, unless this gateway does anything with it already."""
+        """Take a container that ran when it was listed into use, unless this gateway does anything with it already, or
+        has removed it since."""
+        if container.id in self._gone:
+            return False
         mine = _Entry(container.server, container.id, Use.IN_USE)
         return self._entries.setdefault(container.name, mine) is mine
 
@@ -117,10 +130,10 @@ class Roster:
     def gone(self, container: Container) -> None:
         """It was removed: its secrets and its name go, unless another container has the name by now."""
         with self._writing:
+            self._gone.append(container.id)
             entry = self._entries.get(container.name)
-            is_succeeded = entry is not None and entry.container_id != container.id
-            if not is_succeeded and self._instance.containers().get(container.name, "") in (container.id, ""):
-                self._drop(container.name)
+            if entry is None or entry.container_id == container.id:
+                self._drop(container.name, container.id)
 
     def tidy(self, known: Mapping[str, str], there: Collection[str], *, everything: bool) -> None:
         """Forget the names under which nothing is there any more.
@@ -138,15 +151,16 @@ class Roster:
                 if now.get(name) != known.get(name) or (is_used and not everything):
                     continue
                 if name not in self._in_doubt or self._is_settled(name):
-                    self._drop(name)
+                    self._drop(name, known.get(name))
                 elif everything:
                     self._instance.drop_secrets(name)
 
     def _is_settled(self, name: str) -> bool:
         return time.monotonic() - self._in_doubt[name] > _DOUBT_SECONDS
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str, container_id: str | None = None) -> None:
+        """With an id: unless the name is another container's by now, which the command line or the gateway made known.
+        They write beside each other, so only the record itself can tell."""
         self._entries.pop(name, None)
         self._in_doubt.pop(name, None)
-        self._instance.drop_secrets(name)
-        self._instance.forget(name)
+        self._instance.forget(name, container_id)

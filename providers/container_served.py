@@ -18,10 +18,10 @@ import anyio
 
 from providers.container import Address, Container, ContainerStatus
 from providers.container_http import OpenRemote, at_address, explaining, last_words, until_ready
-from providers.container_slots import Slot
-from providers.container_stdio import remove
+from providers.container_slots import Idle, Slot
+from providers.container_stdio import remove, status_at_end
 from providers.docker import McpContainerManager
-from providers.docker_engine import EngineUnavailable, ImageMissing
+from providers.docker_engine import EngineHung, EngineUnavailable, ImageMissing
 from providers.endpoint import OwnConnections, http_client
 from providers.errors import BackendError, BackendTimeout, BackendUnavailable
 from providers.resource import McpServerResource
@@ -29,11 +29,13 @@ from providers.wire import Deliver, Wire, opened_for
 
 logger = logging.getLogger(__name__)
 
-_NOTICE_SECONDS, _LOOK_EVERY = 0.5, 0.02
+_NOTICE_SECONDS = 0.5
+"""How long Docker may take to know that a container has ended whose connection broke."""
 _SETTLE_SECONDS = 0.5
 _ASK_SECONDS = 0.5
-"""How long the engine is waited for before a connection to a container is used. An engine that hangs gives its port to
-nobody else."""
+"""How long the engine is waited for before a connection to a container is used. One that hangs gives its port to nobody
+else. One that is only slow may have: then what is sent on this connection goes to whoever has the port now, as the
+price of calls that go on while the engine hangs."""
 
 
 class House(Protocol):
@@ -160,6 +162,7 @@ class ServedContainers:
             BackendError: there is no container to be had.
         """
         scope = opened_for.get()
+        await anyio.lowlevel.checkpoint()  # who is not needed any more, because its session ended, starts nothing
         for _ in range(2):
             is_new = scope not in self._served
             async with self._using(scope) as served:
@@ -206,17 +209,26 @@ class ServedContainers:
             served.lines.discard(line)
 
     def _connections(self, served: _Served, address: Address) -> OwnConnections:
-        async def is_still_there() -> bool:
-            manager, container = served.made
-            try:
-                with anyio.fail_after(_ASK_SECONDS):
-                    return await manager.address(self._resource, container) == address
-            except TimeoutError:
-                return True
-            except BackendError:
-                return False
+        return OwnConnections(self._resource.name, partial(self._check, served, address))
 
-        return OwnConnections(self._resource.name, is_still_there)
+    async def _check(self, served: _Served, address: Address) -> None:
+        """Whether a container still has this address. If it is known not to, nothing is sent there any more.
+
+        Raises:
+            BackendError: it has not, or the engine, which is not hung, does not say.
+        """
+        manager, container = served.made
+        try:
+            with anyio.fail_after(_ASK_SECONDS):
+                found = await manager.address(self._resource, container)
+        except (TimeoutError, EngineHung):
+            return
+        except BackendError as error:
+            if not isinstance(error, EngineUnavailable):  # it has no address
+                self.lost(served.scope, await manager.get_status(container))
+            raise (served.error or error).again(not_sent=True) from None
+        if found != address:
+            raise self._moved(served, found).again(not_sent=True)
 
     async def _still_there(self, served: _Served) -> bool:
         """Whether it runs; its port may be another one, if Docker started it again."""
@@ -227,9 +239,15 @@ class ServedContainers:
             return False
         address = await manager.address(self._resource, container)
         if address != served.address:
-            self._cut(served, BackendUnavailable(self._resource.name, "its container was started again. Try again."))
-            served.address = address
+            self._moved(served, address)
         return self._served.get(served.scope) is served
+
+    def _moved(self, served: _Served, address: Address) -> BackendError:
+        error = BackendUnavailable(self._resource.name, "its container was started again. Try again.")
+        if served.settled.is_set():
+            self._cut(served, error)
+            served.address = address
+        return error
 
     # --- started
 
@@ -244,7 +262,9 @@ class ServedContainers:
             served.error = error
         except Exception as fault:  # a task ends here: a fault of ours is told to who waits
             logger.warning("server '%s': a fault of ours kept its container from starting", name, exc_info=fault)
-            served.error = BackendUnavailable(name, f"the gateway failed ({fault}). Its log has the details.")
+            served.error = BackendUnavailable(
+                name, f"the gateway failed ({type(fault).__name__}). Its log has the details."
+            )
         finally:
             if served.error is not None:
                 self._served.pop(served.scope, None)
@@ -279,13 +299,14 @@ class ServedContainers:
                     await until_ready(at_address(self._resource, address), open_wire, runs)
             served.address = address
         except BaseException as error:
+            is_silent = isinstance(error, TimeoutError) or type(error) is BackendUnavailable
             with anyio.CancelScope(shield=True):
-                problem = await last_words(self._resource, manager, container)
+                problem = await last_words(self._resource, manager, container) if is_silent else ""
                 await remove(manager, container)
             if isinstance(error, TimeoutError):
                 late = f"did not answer MCP within {limit:g} s; {problem}"
                 raise BackendTimeout(self._resource.name, late, not_sent=True) from None
-            if type(error) is BackendUnavailable:
+            if is_silent:
                 raise BackendUnavailable(self._resource.name, problem, not_sent=True) from None
             raise
 
@@ -294,7 +315,7 @@ class ServedContainers:
     def lost(self, scope: str, status: ContainerStatus) -> None:
         """The container of a scope has ended by itself."""
         served = self._served.get(scope)
-        if served is not None and served.container == status.container and not status.is_running:
+        if served and served.settled.is_set() and served.container == status.container and not status.is_running:
             self._history.died(f"its container {status.obituary()}")
             self._end(served, f"its container {status.obituary()}. The next call starts another.")
 
@@ -307,11 +328,9 @@ class ServedContainers:
         """What became of a container whose wire reported a failure; None if it runs."""
         if served.error is None:
             try:
-                status = await _settled_status(*served.made)
+                self.lost(served.scope, await status_at_end(*served.made, _NOTICE_SECONDS))
             except BackendError as error:
                 return served.error or error
-            if not status.is_running:
-                self.lost(served.scope, status)
         return served.error
 
     # --- ended
@@ -328,13 +347,10 @@ class ServedContainers:
             if served.is_idle and (self._is_replaced() or is_idle(served.scope, served.last_used_at)):
                 self._end(served, _STOPPED)
 
-    def end_one_idle(self) -> bool:
-        """End the one that was idle longest, if there is one without a user."""
-        idle = [each for each in self._served.values() if each.is_idle]
-        for served in sorted(idle, key=lambda each: each.last_used_at)[:1]:
-            self._end(served, _STOPPED)
-            return True
-        return False
+    def idle(self) -> list[Idle]:
+        """Those that may be ended to make room: without a user, and not to be kept."""
+        free = [each for each in self._served.values() if each.is_idle and not self._resource.keep]
+        return [Idle(each.last_used_at, partial(self._end, each, _STOPPED)) for each in free]
 
     def _end_if_over(self, served: _Served) -> None:
         if served.is_idle and (served.is_over or self._is_replaced()) and not self._resource.keep:
@@ -378,13 +394,3 @@ class ServedContainers:
 
 
 _STOPPED = "its container was stopped. The next call starts another."
-
-
-async def _settled_status(manager: McpContainerManager, container: Container) -> ContainerStatus:
-    """The status after a connection broke. Docker may hear of the end of a container a little later than we do."""
-    status = await manager.get_status(container)
-    with anyio.move_on_after(_NOTICE_SECONDS):
-        while status.is_running:
-            await anyio.sleep(_LOOK_EVERY)
-            status = await manager.get_status(container)
-    return status

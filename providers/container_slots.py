@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import anyio
 
@@ -33,6 +34,13 @@ class Slot:
 
     def is_about_to_be_free(self, now: float) -> bool:
         return self.leaving_since is not None and now - self.leaving_since < _LEAVING_SECONDS
+
+
+class Idle(NamedTuple):
+    """A container that nobody uses, and what begins to stop it."""
+
+    since: float
+    stop: Callable[[], None]
 
 
 class Slots:

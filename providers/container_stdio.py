@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 from anyio.abc import Process
@@ -86,6 +86,21 @@ async def _attached(manager: McpContainerManager, container: Container) -> Attac
         raise BackendUnavailable(container.server, problem, not_sent=True) from None
 
 
+async def status_at_end(manager: McpContainerManager, container: Container, within: float) -> ContainerStatus:
+    """The status of a container that seems to have ended. Docker may hear of that a little later than we do, so it is
+    asked again for `within` seconds.
+
+    Raises:
+        BackendError: Docker does not say.
+    """
+    status = await manager.get_status(container)
+    with anyio.move_on_after(within):
+        while status.is_running:
+            await anyio.sleep(_LOOK_EVERY)
+            status = await manager.get_status(container)
+    return status
+
+
 async def remove(manager: McpContainerManager, container: Container, grace: float = 0.0) -> None:
     """Remove a container; if the engine does not let us now, the next reconciliation does."""
     try:
@@ -135,16 +150,9 @@ class ContainerProcess(Process):
         self.group.gone.set()
 
     async def _has_ended(self) -> bool:
-        with anyio.move_on_after(_NOTICE_SECONDS):
-            while True:
-                try:
-                    self._status = await self._manager.get_status(self._container)
-                except BackendError:
-                    return False
-                if not self._status.is_running:
-                    return True
-                await anyio.sleep(_LOOK_EVERY)
-        return False
+        with anyio.move_on_after(_NOTICE_SECONDS), suppress(BackendError):
+            self._status = await status_at_end(self._manager, self._container, _NOTICE_SECONDS)
+        return self._status is not None and not self._status.is_running
 
     def how_it_ended(self) -> str:
         if self._status is None or self._returncode == _UNKNOWN:

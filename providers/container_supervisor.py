@@ -25,7 +25,7 @@ from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
 from providers.container_log import ContainerLog
 from providers.container_managers import ContainerOptions, Managers
-from providers.container_slots import Slot, Slots
+from providers.container_slots import Idle, Slot, Slots
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendError, BackendUnavailable
@@ -155,23 +155,25 @@ class ContainerSupervisor:
         self._slots.free(slot)
 
     def _make_room(self) -> bool:
-        """Begin to stop the container that was idle longest; False if there is none."""
-        if any(launcher.stop_one_idle() for launcher in self._launchers):
-            return True
-        idle = [group for group in self._by_container() if all(connection.is_idle for connection in group)]
-        if not idle:
-            return False
-        group = min(idle, key=lambda group: max(connection.last_used_at for connection in group))
+        """Begin to stop the container that was idle longest; False if there is none. Those to be kept are let be."""
+        idle = [each for launcher in self._launchers for each in launcher.idle()]
+        for group in self._by_container():
+            if all(connection.is_idle for connection in group) and not group[0].target.resource.keep:
+                since = max(connection.last_used_at for connection in group)
+                idle.append(Idle(since, partial(self._stop_group, group)))
+        if idle:
+            min(idle, key=lambda each: each.since).stop()
+        return bool(idle)
+
+    def _stop_group(self, group: list[PooledConnection]) -> None:
+        """Stop an idle container with the sessions that it has."""
         logger.info("server '%s': stopping an idle container to make room", group[0].server)
         for connection in group:
             self._pool.retire(connection)
-        whose, resource = group[0].key.whose, group[0].target.resource
-        if not resource.keep:
-            self._slots.leave(resource.name, whose)
+        self._slots.leave(group[0].server, group[0].key.whose)
         for launcher in self._launchers:
             if launcher is group[0].target.open_wire:
-                launcher.end_scope(whose)  # it ends once its wires have
-        return True
+                launcher.end_scope(group[0].key.whose)  # it ends once its wires have
 
     def _by_container(self) -> list[list[PooledConnection]]:
         """The pool's connections to containers: over stdio each has its own, over HTTP those of a scope share one."""

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from providers.container import Address, Container, ContainerStatus, listed_status_of, missing, name_in, status_of
 from providers.container_plan import Plan
 from providers.container_roster import Roster, Use
@@ -37,8 +35,9 @@ from providers.errors import BackendError, BackendUnavailable, ConfigurationErro
 from providers.hardening import ImageFacts, container_port, image_facts
 from providers.image_pull import ImagePull
 from providers.mounts import MountRefused
-from providers.ownership import INSTANCE, SERVER, Instance
-from providers.placement import apart, check_network, ensure_network, volumes_for
+from providers.networks import Networks
+from providers.ownership import INSTANCE, Instance
+from providers.placement import apart, check_network, volumes_for
 from providers.resource import McpServerResource
 
 if TYPE_CHECKING:
@@ -71,9 +70,7 @@ class McpContainerManager:
         self.instance = instance
         self._allowed_paths, self._engine = allowed_paths, DockerEngine(host)
         self._strangers: set[str] = set()
-        self._taking_over = anyio.Lock()
-        """What is taken into use is not removed at the same moment."""
-        self._roster = Roster(instance)
+        self._roster, self._networks = Roster(instance), Networks(instance, self._engine)
 
     def __repr__(self) -> str:
         return f"<McpContainerManager {self.instance.id} {self._engine!r}>"
@@ -138,12 +135,11 @@ class McpContainerManager:
             BackendUnavailable: there is none to be had.
         """
         wanted = await self.fingerprint(resource)
-        async with self._taking_over:
-            for status in await self.list_servers():
-                made = status.container
-                is_alike = (made.server, made.scope, made.fingerprint) == (resource.name, scope, wanted)
-                if is_alike and status.is_running and self._roster.take(made):
-                    return made
+        for status in await self.list_servers():
+            made = status.container
+            is_alike = (made.server, made.scope, made.fingerprint) == (resource.name, scope, wanted)
+            if is_alike and status.is_running and self._roster.take(made):
+                return made
         container = await self.create_server(resource, scope)
         try:
             await self.start_created(container)
@@ -182,7 +178,7 @@ class McpContainerManager:
         await self._engine.call(container.server, lambda api: api.start(container.id), SLOW)
 
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
-        volumes = volumes_for(resource, self._engine, api, self._allowed_paths, [str(self.instance.folder.parent)])
+        volumes = volumes_for(resource, self._engine, api, self._allowed_paths, self.instance.hidden)
         is_inside = self._engine.own_id is not None
         return Plan(resource, _image(resource, api), self.instance, is_inside, volumes)
 
@@ -205,8 +201,8 @@ class McpContainerManager:
         """Make a container of this name; None if a stranger has the name."""
         server, answer = plan.resource.name, None
         try:
-            if plan.network_to_make:
-                ensure_network(server, plan.network_to_make, self._engine.own_id, api)
+            for network in plan.networks_to_make(name):
+                self._networks.ensure(server, network, api)
             folder = self._write_secrets(plan.resource, name) if plan.resource.docker_secrets else None
             with tolerating(409):
                 answer = api.create_container_from_config(plan.body(name, scope, folder), name)
@@ -224,6 +220,12 @@ class McpContainerManager:
             return None
         made = Container(answer["Id"], name, server, scope, plan.fingerprint)
         self._roster.made(made)
+        if plan.way_out:
+            try:
+                api.connect_container_to_network(made.id, plan.way_out)
+            except BaseException:
+                self._roster.forsake(made)
+                raise
         return made
 
     def _write_secrets(self, resource: McpServerResource, name: str) -> str:
@@ -248,27 +250,38 @@ class McpContainerManager:
         bindings = (facts["NetworkSettings"].get("Ports") or {}).get(f"{port}/tcp") or []
         if bindings:
             return Address("127.0.0.1" if self.engine.is_local else self.engine.tcp[0], int(bindings[0]["HostPort"]))
-        for network in (facts["NetworkSettings"].get("Networks") or {}).values():
-            if facts["State"]["Running"] and network.get("IPAddress"):
-                return Address(network["IPAddress"], port)
+        name = facts["HostConfig"]["NetworkMode"]
+        network = (facts["NetworkSettings"].get("Networks") or {}).get(name) or {}
+        if facts["State"]["Running"] and network.get("IPAddress"):
+            self._networks.join(name, api)
+            return Address(network["IPAddress"], port)
         raise BackendUnavailable(container.server, f"its container {status_of(facts).obituary()}.", not_sent=True)
 
-    async def stop_server(self, container: Container, grace: float = 5.0) -> None:
+    async def stop_server(self, container: Container, grace: float = 5.0) -> bool:
         """Stop a container, kill it after `grace` seconds, and remove it with what was made for it. One that is gone
-        already is no error."""
+        already is no error. Whether it is gone: Docker may still be at it, and then reconciliation looks again."""
         self._roster.ending(container)
         try:
-            await self._engine.call(container.server, partial(self._remove, container, grace), grace + SLOW)
+            return await self._engine.call(container.server, partial(self._remove, container, grace), grace + SLOW)
         except BaseException:
             self._roster.forsake(container)
             raise
 
-    def _remove(self, container: Container, grace: float, api: Api) -> None:
-        with tolerating(404, 409):  # 409: its removal is under way
-            if grace > 0:
-                api.stop(container.id, timeout=max(1, round(grace)))
-            api.remove_container(container.id, v=True, force=True)
+    def _remove(self, container: Container, grace: float, api: Api) -> bool:
+        is_gone = False
+        with tolerating(409):  # its removal is under way
+            with tolerating(404):
+                if grace > 0:
+                    api.stop(container.id, timeout=max(1, round(grace)))
+                api.remove_container(container.id, v=True, force=True)
+            is_gone = True
+        if not is_gone:
+            self._roster.forsake(container)
+            return False
+        if self._roster.use_of(container) in (Use.ENDING, Use.FORSAKEN):  # else another one has its name by now
+            self._networks.end_with(container.name, api)
         self._roster.gone(container)
+        return True
 
     async def signal(self, container: Container, signal: str) -> None:
         """Send a signal to a container's process; one that has ended is no error."""
@@ -343,9 +356,9 @@ class McpContainerManager:
         known, ours = await self._engine.call("", lambda api: (self.instance.containers(), self._list(api)), QUICK)
         kept = set()
         for status in ours:
-            async with self._taking_over:
-                if self._is_to_stay(status, adopt, everything) or not await self._removed(status.container):
-                    kept.add(status.container.name)
+            # What is not to stay is marked as ending in the step that finds so: nobody takes it in between.
+            if self._is_to_stay(status, adopt, everything) or not await self._removed(status.container):
+                kept.add(status.container.name)
         await self._engine.call("", partial(self._tidy, known, kept, everything), SLOW)
         return kept
 
@@ -358,23 +371,20 @@ class McpContainerManager:
     async def _removed(self, container: Container) -> bool:
         logger.info("server '%s': removing a container that nobody uses", container.server)
         try:
-            await self.stop_server(container, grace=0)
+            return await self.stop_server(container, grace=0)
         except EngineUnavailable:
             raise
         except BackendError as error:  # the others can be removed all the same
             logger.warning("%s Its container '%s' is still there.", error, container.name)
             return False
-        return True
 
     def _tidy(self, known: Mapping[str, str], there: Collection[str], everything: bool, api: Api) -> None:
         self._roster.tidy(known, there, everything=everything)
-        for network in api.networks(filters={"label": f"{INSTANCE}={self.instance.id}"}):
-            if network["Labels"].get(SERVER) in self._roster.servers:
-                continue
-            with tolerating(403, 404):  # somebody is on it
-                if self._engine.own_id is not None and _members(network["Id"], api) == {self._engine.own_id}:
-                    api.disconnect_container_from_network(self._engine.own_id, network["Id"])
-                api.remove_network(network["Id"])
+        self._networks.tidy(
+            lambda server, own: (own in there or self._roster.has(own)) if own else server in self._roster.servers, api
+        )
+        if everything:
+            self._networks.leave(api)
 
 
 def _image(resource: McpServerResource, api: Api) -> ImageFacts:
@@ -387,7 +397,3 @@ def _image(resource: McpServerResource, api: Api) -> ImageFacts:
 
 def _how(resource: McpServerResource) -> str:
     return f"Run: docker pull {resource.docker_image}"
-
-
-def _members(network: str, api: Api) -> set[str]:
-    return set(api.inspect_network(network).get("Containers") or {})

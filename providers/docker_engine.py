@@ -52,6 +52,10 @@ class EngineUnavailable(BackendUnavailable):
     is_of_server = False
 
 
+class EngineHung(EngineUnavailable):
+    """Raised when the Docker engine is there and does not answer."""
+
+
 class _NobodyListens(GatewayError):
     """Raised when nobody listens at the engine's address."""
 
@@ -158,7 +162,7 @@ class DockerEngine:
         deadline ends it. Until then it counts: a hung engine never holds more than a few.
 
         Raises:
-            EngineUnavailable: no answer within `deadline` seconds, or all threads wait for longer than they should.
+            EngineHung: no answer within `deadline` seconds, or all threads wait for longer than they should.
         """
         place = threading.Lock()
         """Taken once: by the thread when it begins, or by us if it has not begun when the caller gives up."""
@@ -179,7 +183,7 @@ class DockerEngine:
                     self._working[place] = anyio.current_time() + deadline
                 return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._unlimited)
         except TimeoutError:
-            raise EngineUnavailable(server, f"Docker did not answer within {deadline:g} s ({self.address}).") from None
+            raise EngineHung(server, f"Docker did not answer within {deadline:g} s ({self.address}).") from None
         finally:
             if place.acquire(blocking=False):
                 self._working.pop(place, None)
@@ -188,7 +192,7 @@ class DockerEngine:
         while len(self._working) >= _THREADS:
             if max([*self._working.values()], default=math.inf) < anyio.current_time():
                 problem = f"Docker has not answered for a while ({self.address}). Is the engine hung?"
-                raise EngineUnavailable(server, problem, not_sent=True)
+                raise EngineHung(server, problem, not_sent=True)
             await anyio.sleep(_LOOK_EVERY)  # threads tell nobody
 
     async def rest(self) -> None:
@@ -214,7 +218,7 @@ def _translated(server: str, engine: Callable[[], EngineAddress]) -> Iterator[No
     try:
         yield
     except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError):
-        raise EngineUnavailable(server, f"Docker did not answer within {_SDK_SECONDS} s ({engine()}).") from None
+        raise EngineHung(server, f"Docker did not answer within {_SDK_SECONDS} s ({engine()}).") from None
     except ConfigurationError as error:
         raise BackendUnavailable(server, str(error), not_sent=True) from None
     except ImageNotFound as error:

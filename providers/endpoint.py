@@ -13,8 +13,9 @@ import io
 import os
 import socket
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
@@ -51,12 +52,13 @@ class OwnConnections:
 
     Args:
         server: its name.
-        is_there: whether the address is still the server's. It is asked after each connect, before anything is sent:
-            what was the server's then was so while we connected, too.
+        check: raises a `BackendError` where the address is not the server's any more, or nobody knows. It is asked
+            after each connect, before anything is sent: what was the server's then was so while we connected, too. One
+            that raises refuses this one connection; whether the others are cut is for it to say.
     """
 
-    def __init__(self, server: str, is_there: Callable[[], Awaitable[bool]]) -> None:
-        self._server, self._is_there = server, is_there
+    def __init__(self, server: str, check: Callable[[], Awaitable[None]]) -> None:
+        self._server, self._check = server, check
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self.is_cut = False
 
@@ -66,13 +68,12 @@ class OwnConnections:
     def cut(self) -> None:
         """From this step on nothing is sent any more, over old connections or over new ones."""
         self.is_cut = True
-        for each in self._sockets:
-            with suppress(OSError):  # it has ended by itself
-                each.shutdown(socket.SHUT_RDWR)
+        _hang_up(self._sockets)
 
     def tracing(self) -> aiohttp.TraceConfig:
         tracing = aiohttp.TraceConfig()
-        tracing.on_connection_create_end.append(self._check)
+        tracing.on_connection_create_start.append(self._begin)
+        tracing.on_connection_create_end.append(self._admit)
         return tracing
 
     def make(self, address: tuple[Any, ...]) -> socket.socket:
@@ -80,14 +81,32 @@ class OwnConnections:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "it has ended")
         made = socket.socket(*address[:3])
         self._sockets.add(made)
+        _made_for_this.get().append(made)
         return made
 
-    async def _check(self, *_: object) -> None:
-        if self.is_cut or not await self._is_there() or self.is_cut:
-            self.cut()
-            raise BackendUnavailable(
-                self._server, "is not there any more. The next call starts another.", not_sent=True
-            )
+    async def _begin(self, *_: object) -> None:
+        _made_for_this.set([])
+
+    async def _admit(self, *_: object) -> None:
+        try:
+            if not self.is_cut:
+                await self._check()
+            if self.is_cut:
+                problem = "is not there any more. The next call starts another."
+                raise BackendUnavailable(self._server, problem, not_sent=True)
+        except BaseException:  # aiohttp forgets what it connected, and would leave it open
+            _hang_up(_made_for_this.get())
+            raise
+
+
+_made_for_this: ContextVar[list[socket.socket]] = ContextVar("apollos_made_for_this")
+"""The sockets of the connect that is under way. A host name may have several addresses, each tried in a task."""
+
+
+def _hang_up(sockets: Iterable[socket.socket]) -> None:
+    for each in sockets:
+        with suppress(OSError):  # it has ended by itself
+            each.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager
@@ -97,7 +116,7 @@ async def http_client(own: OwnConnections | None = None) -> AsyncIterator[HttpCl
     It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections share one
     TLS context, which aiohttp makes at import.
     """
-    async with aiohttp.ClientSession(
+    session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
@@ -110,8 +129,13 @@ async def http_client(own: OwnConnections | None = None) -> AsyncIterator[HttpCl
         timeout=aiohttp.ClientTimeout(total=None),  # each request sets its own
         trust_env=False,
         auto_decompress=False,
-    ) as client:
-        yield client
+    )
+    try:
+        async with session as client:
+            yield client
+    finally:
+        if own is not None:
+            own.cut()
 
 
 class Endpoint:

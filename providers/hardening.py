@@ -19,6 +19,7 @@ from providers.ownership import INSTANCE
 from providers.resource import McpServerResource, TransportType
 
 NOBODY = "65534:65534"
+NOBODY_LISTENS = "127.0.0.1"
 SECRETS = "/run/secrets"
 _TMPFS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
 _STOP_SECONDS = 5
@@ -118,6 +119,7 @@ def _host_config(resource: McpServerResource, image: ImageFacts, placement: Plac
         "NanoCpus": round(resource.docker_cpus * 1_000_000_000),
         "Ulimits": [{"Name": "nofile", "Soft": 1024, "Hard": 1024}],
         "NetworkMode": placement.network or "none",
+        "Dns": [NOBODY_LISTENS] if network_of(resource) == OWN else [],  # else names would be a way out
         "PortBindings": _port_bindings(resource, placement),
         "PublishAllPorts": False,
         "IpcMode": "private",

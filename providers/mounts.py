@@ -7,8 +7,12 @@ given. Nobody is called.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import site
 import stat
+import sys
+import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,13 @@ _CREDENTIALS = (
     ".local/share/keyrings",
     "Library/Keychains",
 )
+_OURS = Path(__file__).resolve().parents[1]
+_CODE = (
+    *(str(_OURS / name) for name in ("server.py", "composition", "providers", "pyproject.toml")),
+    *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")),
+    *(path for path in (site.USER_SITE, sys.executable) if path and path.startswith("/")),
+)
+"""What the next start of the gateway runs."""
 
 
 class MountRefused(BackendUnavailable):
@@ -71,9 +82,13 @@ def resolved(
     if not volume.is_bind:
         return volume
     source = real_path(volume.source)
-    for path in _never(home, forbidden):
-        if _is_below(source, path) or _is_below(path, source):
-            raise ValueError(f"leads to '{source}', which holds '{path}' or lies in it: no container may see that")
+    if path := _touched(source, _never(home, forbidden)):
+        raise ValueError(f"leads to '{source}', which holds '{path}' or lies in it: no container may see that")
+    if not volume.is_read_only and (path := _touched(source, _names(_CODE))):
+        raise ValueError(
+            f"leads to '{source}', which holds '{path}' or lies in it, and the gateway runs what is there: no server "
+            "may write to it. Mount it without ':rw', or mount another folder"
+        )
     if _is_socket(source):
         raise ValueError(f"leads to '{source}', a socket: who can write to it is not contained")
     folders = [real_path(folder) for folder in allowed]
@@ -113,7 +128,9 @@ def _resolved_now(
     return found
 
 
-def volume_problems(volumes: list[Any], directory: Path, allowed: Collection[str]) -> Iterator[tuple[int, str]]:
+def volume_problems(
+    volumes: list[Any], directory: Path, allowed: Collection[str], forbidden: Collection[str] = ()
+) -> Iterator[tuple[int, str]]:
     """Make the paths in a list of docker_volumes absolute, from `directory` on, and look where each leads: the place in
     the list, and the predicate, of each that may not be mounted. What is no volume at all is passed over here."""
     for place, text in enumerate(volumes):
@@ -124,7 +141,7 @@ def volume_problems(volumes: list[Any], directory: Path, allowed: Collection[str
         except (ValueError, AttributeError):
             continue  # the model has the words for it
         try:
-            resolved(volume, allowed)
+            resolved(volume, allowed, forbidden)
         except ValueError as error:
             yield place, str(error)
 
@@ -137,11 +154,32 @@ def volume_problem(options: Mapping[str, str] | None) -> str | None:
 
 
 def _never(home: str | None, forbidden: Collection[str]) -> Iterator[str]:
-    yield from (real_path(path) for path in (*_OF_THE_HOST, *forbidden))
+    yield from _names((*_OF_THE_HOST, *forbidden))
+    if (of_this_user := os.environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):  # sockets, and perhaps secrets of ours
+        yield from _names([of_this_user])
     person = Path(home or os.path.expanduser("~"))  # noqa: PTH111 - Path's raises where there is no home
     if person.is_absolute():
-        yield from (real_path(str(person / name)) for name in _CREDENTIALS if (person / name).exists())
-        yield from (str(person / name) for name in _CREDENTIALS)
+        yield from _names(str(person / name) for name in _CREDENTIALS)
+
+
+def _names(paths: Iterable[str]) -> Iterator[str]:
+    """Where each path really leads, and each link on the way: who may replace a link says where the path leads."""
+    waiting = [Path(os.path.expanduser(path)) for path in paths]  # noqa: PTH111 - Path's raises where there is no home
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        yield real_path(str(path))
+        for part in {path, *path.parents} - seen:
+            seen.add(part)
+            place = Path(os.path.realpath(part.parent)) / part.name
+            with contextlib.suppress(OSError):  # it is no link
+                waiting.append(place.parent / place.readlink())
+                yield str(place)
+
+
+def _touched(source: str, paths: Iterable[str]) -> str | None:
+    """The first of these paths that a folder holds or lies in."""
+    return next((path for path in paths if _is_below(source, path) or _is_below(path, source)), None)
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -1,7 +1,7 @@
 """Which containers are ours: a gateway's identity at the engine, its proof on each container, and its record of them.
 
-The container manager and the command line come in; called is the file system alone, so every function here blocks and
-is run in a thread. An identity is a folder with a key, held by a lock for as long as its gateway lives. The next
+The container manager and the command line come in; called is `private_files`, so every function here blocks and is
+run in a thread. An identity is a folder with a key, held by a lock for as long as its gateway lives. The next
 gateway with the same servers.toml takes over the first folder whose lock is free, and with it the orphans. Two that run
 at once have two folders, and neither can prove that the other's containers are its own.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from providers.errors import ConfigurationError
+from providers.private_files import NO_LINK, private_folder, put, write_new
 
 try:
     import fcntl
@@ -39,12 +40,15 @@ INSTANCE, PROOF, FINGERPRINT, SCOPE = (
     "apollos.mcp.fingerprint",
     "apollos.mcp.scope",
 )
+CONTAINER = "apollos.mcp.container"
+"""On a network: the container that it was made for, if it is not for all of a server's."""
 GATEWAY = "apollos-mcp-gateway"
 _MOST_INSTANCES = 100
 _KEY_BYTES = 32
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 logger = logging.getLogger(__name__)
+_told: set[Path] = set()
+"""Folders that cannot be used: they are looked at again and again, and told of once."""
 
 
 def default_state_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -64,12 +68,20 @@ def state_folder(chosen: str | None) -> Path:
     return Path(os.path.expanduser(chosen)) if chosen else default_state_folder()  # noqa: PTH111 - as above
 
 
+def hidden(state: Path, configuration: Path) -> tuple[str, ...]:
+    """What no container may see: servers.toml, because who writes to it runs what he likes on this machine, and who
+    reads it has everybody's secrets; and what the gateways of this user keep, their keys before all."""
+    return str(configuration.absolute()), str(state), str(default_state_folder())
+
+
 @dataclass(eq=False)
 class Instance:
     """One gateway's identity. `is_held` says whether its lock is ours."""
 
     folder: Path
     key: bytes = field(repr=False)
+    hidden: tuple[str, ...] = field(default=(), repr=False)
+    """Paths that none of its containers may see."""
     is_held: bool = False
     _lock: int | None = field(default=None, repr=False)
     _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -105,10 +117,20 @@ class Instance:
         """Whether a container is ours: its labels prove that we made just this one from just this image, and its id is
         the one that we wrote down. Labels that were copied fit no other name, image or id."""
         facts = (labels.get(SERVER, ""), name, image_id, labels.get(FINGERPRINT, ""), labels.get(SCOPE, ""))
+        return self._is_proven(labels, *facts) and self.containers().get(name) in (container_id, "")
+
+    def network_labels(self, server: str, name: str, container: str = "") -> dict[str, str]:
+        """The labels of a network that is about to be made, for a server or for one container of it."""
+        proof = self._proof("network", server, name, container)
+        return {SERVER: server, CONTAINER: container, CREATED_BY: GATEWAY, INSTANCE: self.id, PROOF: proof}
+
+    def owns_network(self, name: str, labels: Mapping[str, Any]) -> bool:
+        """Whether a network is ours: labels that were copied fit no other name."""
+        return self._is_proven(labels, "network", labels.get(SERVER), name, labels.get(CONTAINER))
+
+    def _is_proven(self, labels: Mapping[str, Any], *facts: Any) -> bool:
         claimed = str(labels.get(PROOF, "")).encode(errors="replace")  # as text it might not be comparable
-        if not hmac.compare_digest(self._proof(*facts).encode(), claimed):
-            return False
-        return self.containers().get(name) in (container_id, "")
+        return hmac.compare_digest(self._proof(*facts).encode(), claimed)
 
     # --- record
 
@@ -122,9 +144,22 @@ class Instance:
         with self._changing() as record:
             _table(record, "containers")[name] = container_id
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, container_id: str | None = None) -> bool:
+        """A container is gone, and its secrets go with it.
+
+        Args:
+            container_id: only if the name is still this container's, or that of one which is being made. The command
+                line and a gateway may both see the end of one, while the name is given to the next.
+
+        Returns:
+            Whether it was known.
+        """
         with self._changing() as record:
-            _table(record, "containers").pop(name, None)
+            known = _table(record, "containers")
+            if known.get(name) and container_id not in (None, known[name]):
+                return False
+            self._drop_secrets(name)
+            return known.pop(name, None) is not None
 
     def note(self, section: str, name: str, facts: Any) -> Any:
         """Write down facts about a server; what was known before."""
@@ -153,10 +188,10 @@ class Instance:
     def _changing(self) -> Iterator[dict[str, Any]]:
         with self._alone():
             record = self.read()
+            before = json.dumps(record, indent=1)
             yield record
-            new = self.folder / "record.new"
-            new.write_text(json.dumps(record, indent=1))
-            new.replace(self.folder / "record.json")
+            if (after := json.dumps(record, indent=1)) != before:
+                put(self.folder / "record.json", after.encode())
 
     def log_file(self, server: str) -> Path:
         """Where the stderr of a server's stdio containers is kept, for `logs`."""
@@ -183,14 +218,14 @@ class Instance:
             ConfigurationError: they cannot be kept there, or somebody else could read them.
         """
         try:
-            with self._alone(), _private_folder(self._closed_folder) as above:
+            with self._alone(), private_folder(self._closed_folder) as above:
                 shutil.rmtree(container_name, ignore_errors=True, dir_fd=above)  # of a gateway that was killed
                 os.mkdir(container_name, dir_fd=above)
-                folder = os.open(container_name, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=above)
+                folder = os.open(container_name, os.O_RDONLY | os.O_DIRECTORY | NO_LINK, dir_fd=above)
                 try:
                     os.fchmod(folder, 0o755)
                     for name, value in values.items():
-                        _write_new(name, value.encode(errors="surrogateescape"), 0o444, folder)
+                        write_new(name, value.encode(errors="surrogateescape"), 0o444, folder)
                 finally:
                     os.close(folder)
         except OSError as error:
@@ -199,10 +234,15 @@ class Instance:
         return str(self.secrets_folder(container_name))
 
     def drop_secrets(self, container_name: str) -> None:
+        if self._closed_folder.exists():
+            with contextlib.suppress(OSError), self._alone():
+                self._drop_secrets(container_name)
+
+    def _drop_secrets(self, container_name: str) -> None:
         if not self._closed_folder.exists():
             return
-        with contextlib.suppress(OSError, ConfigurationError), self._alone():  # what is not ours is left alone
-            with _private_folder(self._closed_folder) as above:
+        with contextlib.suppress(OSError, ConfigurationError):  # what is not ours is left alone
+            with private_folder(self._closed_folder) as above:
                 shutil.rmtree(container_name, ignore_errors=True, dir_fd=above)
             self._closed_folder.rmdir()  # fails while another container's are in it
 
@@ -212,44 +252,6 @@ def _table(record: dict[str, Any], section: str) -> dict[str, Any]:
         record[section] = {}
     table: dict[str, Any] = record[section]
     return table
-
-
-@contextlib.contextmanager
-def _private_folder(folder: Path) -> Iterator[int]:
-    """A folder that only we can enter, made if need be; its descriptor, through which nobody can put another one in its
-    place. Whoever may write to the folder above could have made it before us, to read what we put into it.
-
-    Raises:
-        ConfigurationError: it is not a folder of our own, closed to others.
-        OSError: it cannot be made.
-    """
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise ConfigurationError(f"'{folder}' is not a folder. Somebody else may have put it there: remove it.")
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
-    try:
-        found = os.fstat(descriptor)
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
-            raise ConfigurationError(
-                f"'{folder}' belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):03o}; it has to "
-                f"belong to user {os.geteuid()} and be closed to others (700). Somebody may have made it: remove it."
-            )
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _write_new(name: str | Path, content: bytes, mode: int, folder: int | None = None) -> None:
-    """Write a file that was not there before, and have it on disk."""
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, mode, dir_fd=folder)
-    with open(file, "wb") as opened:  # noqa: PTH123 - a descriptor
-        if hasattr(os, "fchmod"):
-            os.fchmod(file, mode)  # whatever the umask is
-        opened.write(content)
-        opened.flush()
-        os.fsync(file)
 
 
 def claim(state: Path, configuration: Path) -> Instance:
@@ -262,7 +264,7 @@ def claim(state: Path, configuration: Path) -> Instance:
     try:
         _check_state(state)
         for number in range(_MOST_INSTANCES):
-            instance = _hold(root / str(number))
+            instance = _hold(root / str(number), hidden(state, configuration))
             if instance is not None:
                 return instance
     except OSError as error:
@@ -274,9 +276,33 @@ def claim(state: Path, configuration: Path) -> Instance:
 
 
 def abandoned(state: Path, configuration: Path) -> list[Instance]:
-    """The identities whose gateways are gone, held until released: their containers are orphans."""
-    found = (_hold(folder) for folder in _folders(state, configuration))
-    return [instance for instance in found if instance is not None]
+    """The identities whose gateways are gone, held until released: their containers are orphans. One whose folder
+    cannot be used is passed over."""
+    with contextlib.ExitStack() as taken:
+        found = []
+        for folder in _folders(state, configuration):
+            if instance := _held_if_possible(folder, hidden(state, configuration)):
+                taken.callback(instance.release)
+                found.append(instance)
+        taken.pop_all()
+    return found
+
+
+def _held_if_possible(folder: Path, hidden: tuple[str, ...]) -> Instance | None:
+    try:
+        instance = _hold(folder, hidden)
+    except OSError as error:
+        if folder not in _told:
+            _told.add(folder)
+            logger.error(
+                "what a gateway left behind in '%s' cannot be looked at (%s), so its containers stay where they are. "
+                "Give this user the right to read and write there, or remove the folder.",
+                folder,
+                error.strerror,
+            )
+        return None
+    _told.discard(folder)
+    return instance
 
 
 def known(state: Path, configuration: Path) -> list[Instance]:
@@ -285,7 +311,7 @@ def known(state: Path, configuration: Path) -> list[Instance]:
     for folder in _folders(state, configuration):
         with contextlib.suppress(OSError):  # another user's
             if key := _read_key(folder / "key"):
-                found.append(Instance(folder, key))
+                found.append(Instance(folder, key, hidden(state, configuration)))
     return found
 
 
@@ -304,7 +330,7 @@ def _check_state(state: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):  # then nobody but us can make it
         if state.parent.stat().st_mode & stat.S_IWOTH:
-            with _private_folder(state):
+            with private_folder(state):
                 pass
 
 
@@ -312,7 +338,7 @@ def _root(state: Path, configuration: Path) -> Path:
     return state / hashlib.sha256(str(configuration.absolute()).encode()).hexdigest()[:16]
 
 
-def _hold(folder: Path) -> Instance | None:
+def _hold(folder: Path, hidden: tuple[str, ...]) -> Instance | None:
     """The identity in a folder, made if there is none yet; None if somebody else holds it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
@@ -321,10 +347,12 @@ def _hold(folder: Path) -> Instance | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif (folder / "key").exists():
             raise BlockingIOError
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return Instance(folder, _key_in(folder), is_held=True, _lock=lock)
+        return Instance(folder, _key_in(folder), hidden, is_held=True, _lock=lock)
+    except BaseException as error:
+        os.close(lock)  # a lock that nobody knows of could not be released
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
 
 
 def _read_key(file: Path) -> bytes | None:
@@ -354,13 +382,6 @@ def _key_in(folder: Path) -> bytes:
             CREATED_BY,
             GATEWAY,
         )
-    key, new = secrets.token_bytes(_KEY_BYTES), folder / f"key.{secrets.token_hex(4)}"
-    _write_new(new, key.hex().encode(), 0o600)
-    new.replace(file)
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)  # else a machine that loses its power may have the name without the file
-        finally:
-            os.close(descriptor)
+    key = secrets.token_bytes(_KEY_BYTES)
+    put(file, key.hex().encode())
     return key

@@ -6,12 +6,12 @@ volumes, and `mounts`, for the folders of the host.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from providers.container_keys import INTERNET, NONE, OWN, Volume
-from providers.docker_engine import DockerEngine, found, tolerating
+from providers.docker_engine import DockerEngine, found
 from providers.engine import is_apart
 from providers.errors import BackendUnavailable
 from providers.hardening import network_of, network_problem
@@ -66,21 +66,3 @@ def check_network(resource: McpServerResource, api: Api) -> None:
     missing = f"is not at the engine. Make it: docker network create {name}"
     if problem := network_problem(name, facts) if facts else missing:
         raise BackendUnavailable(resource.name, f"docker_network '{name}' {problem}.", not_sent=True)
-
-
-def ensure_network(server: str, wanted: Mapping[str, Any], own_id: str | None, api: Api) -> None:
-    """Make a server's own network where it is not there yet, and join it where the gateway is in a container itself.
-
-    Raises:
-        BackendUnavailable: somebody else's has its name.
-    """
-    name = wanted["name"]
-    if not any(network["Name"] == name for network in api.networks(names=[name])):
-        with tolerating(409):  # somebody who came at the same moment
-            api.create_network(**wanted, check_duplicate=True)
-    facts = api.inspect_network(name)
-    if any(wanted[part].items() - (facts.get(part.capitalize()) or {}).items() for part in ("labels", "options")):
-        problem = f"network '{name}' is not the one that the gateway made. Remove it: docker network rm {name}"
-        raise BackendUnavailable(server, f"{problem}.", not_sent=True)
-    if own_id is not None and own_id not in (facts.get("Containers") or {}):
-        api.connect_container_to_network(own_id, name)

@@ -196,8 +196,10 @@ def secret_values(resource: McpServerResource) -> Iterator[tuple[str, str]]:
 
 
 def mask_for(resource: McpServerResource) -> Callable[[str], str]:
-    """Replaces what may be a secret of this server by its name."""
-    secrets = [(value, name) for name, value in secret_values(resource) if len(value) >= _SECRET_LENGTH]
+    """Replaces what may be a secret of this server by its name. Of a secret with several lines, each is one too: what
+    a server says is looked at line by line."""
+    named = [(part, name) for name, value in secret_values(resource) for part in (value, *value.splitlines())]
+    secrets = [(part, name) for part, name in dict.fromkeys(named) if len(part) >= _SECRET_LENGTH]
     secrets.sort(key=lambda secret: len(secret[0]), reverse=True)
 
     def mask(text: str) -> str:

@@ -60,6 +60,7 @@ FLOORS = (
         "providers.container_slots",
         "providers.container_log",
         "providers.placement",
+        "providers.networks",
     ),
     ("providers.endpoint", "providers.hardening", "providers.docker_engine"),
     ("providers.listener",),
@@ -84,7 +85,7 @@ FLOORS = (
         "providers.ownership",
         "providers.image_pull",
     ),
-    ("providers.low_level",),
+    ("providers.low_level", "providers.private_files"),
     ("providers.errors", "providers.lines"),
     ("providers.shapes", "providers.log_levels"),
 )

@@ -51,3 +51,19 @@ def test_a_log_is_printed_line_by_line_and_harmless(
         rf"{TIME} \x1b[2Jfirst\rzzz\x85zzz\u2028zzz",
         f"{TIME.replace('00Z', '01Z')} second",
     ]
+
+
+def test_secrets_are_printed_by_their_names_also_when_they_have_several_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = tmp_path / "servers.toml"
+    table = over_stdio(env={"TOKEN": "hunter2hunter2"}, docker_secrets={"key": "-BEGIN-\nfirst-line\r\nlast-line\n}\n"})
+    servers.write_text(servers_toml({"files": table}, state_dir=str(tmp_path / "state")))
+    instance = ownership.claim(tmp_path / "state", servers)
+    lines = ["my token is hunter2hunter2.", "first-line", "{ last-line }"]
+    instance.log_file("files").write_text("".join(f"{TIME} {line}\n" for line in lines))
+    instance.release()
+    monkeypatch.setenv("APOLLOS_SERVERS", str(servers))
+    assert main(["logs", "files"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [f"{TIME} [key]", f"{TIME} my token is [TOKEN].", f"{TIME} {{ [key] }}"]

@@ -88,3 +88,33 @@ def test_keys_of_containers_are_of_no_use_elsewhere(file: Path) -> None:
 def test_folders_of_the_gateway_are_whole_paths(file: Path, key: str, told: str) -> None:
     [problem] = problems(file, f"[gateway]\n{key}\n")
     assert problem.startswith("servers.toml:2: [gateway]") and told in problem
+
+
+@pytest.mark.parametrize("mode", ["ro", "rw"])
+@pytest.mark.parametrize("source", [".", "./servers.toml", "./link", "./state", "./state/other/0", "..", "./default"])
+def test_no_server_gets_servers_toml_or_the_state_of_any_gateway(
+    file: Path, source: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To write servers.toml is to run what one likes on the host; to read it is to have everybody's secrets."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"{file.parent}/default")
+    (file.parent / "link").symlink_to(file.parent)
+    [told] = problems(
+        file,
+        f'[gateway]\ndocker_allowed_paths = ["/"]\nstate_dir = "{file.parent}/state"\n'
+        f'[servers.a]\ndocker_image = "i"\ndocker_volumes = ["{source}:/d:{mode}"]\n',
+    )
+    assert told.startswith("servers.toml:6: [servers.a] key 'docker_volumes' item 1 leads to '")
+    assert "no container may see that" in told
+
+
+def test_a_servers_toml_that_is_a_link_is_hidden_where_it_lies_and_where_it_leads(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a/servers.toml").symlink_to(tmp_path / "b/real.toml")
+    for folder in ("a", "b"):
+        (tmp_path / "b/real.toml").write_text(
+            f'[gateway]\ndocker_allowed_paths = ["/"]\n[servers.a]\ndocker_image = "i"\n'
+            f'docker_volumes = ["{tmp_path}/{folder}:/d:rw"]\n'
+        )
+        with pytest.raises(ConfigurationError, match="no container may see that"):
+            load_configuration(tmp_path / "a/servers.toml", {})

@@ -52,6 +52,22 @@ def test_a_late_word_about_an_old_container_does_nothing(roster: Roster, instanc
     assert instance.containers() == {NAME: NEW.id}
 
 
+def test_the_command_line_forgets_no_container_that_it_did_not_stop(roster: Roster, instance: Instance) -> None:
+    """It saw OLD go just when the gateway did, which has made the next one of that name since."""
+    beside = Instance(instance.folder, instance.key)
+    beside.containers = lambda: {NAME: OLD.id}  # type: ignore[method-assign] # as it was a moment ago
+    make(roster, OLD)
+    other = Roster(beside)
+    other.ending(OLD)
+    roster.gone(OLD)
+    make(roster, NEW)
+    secret = Path(instance.write_secrets(NAME, {"token": "s"})) / "token"
+    other.gone(OLD)
+    assert instance.containers() == {NAME: NEW.id} and secret.exists()
+    roster.gone(NEW)
+    assert instance.containers() == {} and not secret.exists()
+
+
 def test_a_late_word_when_nobody_has_the_name_leaves_it_free(roster: Roster) -> None:
     make(roster, OLD)
     roster.gone(OLD)
@@ -68,6 +84,13 @@ def test_an_orphan_is_taken_once_and_not_while_it_ends(roster: Roster, instance:
     assert not roster.take(OLD)
     roster.forsake(OLD)
     assert not roster.take(OLD)
+
+
+def test_what_was_removed_since_it_was_listed_is_not_taken(roster: Roster) -> None:
+    make(roster, OLD)
+    roster.gone(OLD)
+    assert not roster.take(OLD)
+    make(roster, NEW)
 
 
 def test_what_is_gone_is_forgotten_and_what_came_later_is_not_missed(roster: Roster, instance: Instance) -> None:

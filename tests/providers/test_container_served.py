@@ -15,23 +15,26 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from aiohttp import web
 from anyio.abc import TaskGroup
 
 from providers.container import Address, Container, ContainerState, ContainerStatus
 from providers.container_served import History, ServedContainers
 from providers.container_slots import Slot, Slots
 from providers.docker import McpContainerManager
+from providers.docker_engine import EngineHung, EngineUnavailable
 from providers.errors import BackendError, BackendUnavailable
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource
-from providers.wire import NOT_SENT, opened_for
+from providers.wire import NOT_SENT, Wire, opened_for
 from tests.helpers.containers import over_http, record
-from tests.helpers.http_backend import HttpBackend, Inbox, http_backend
+from tests.helpers.http_backend import HttpBackend, Inbox, Seen, http_backend, proper
 
 pytestmark = pytest.mark.core
 WEB = record("web", over_http(env={"TOKEN": "canary-4711"}))
 HELLO = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}
 CALL = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "x"}}
+PING = {"jsonrpc": "2.0", "id": 3, "method": "ping"}
 
 
 @dataclass
@@ -51,22 +54,27 @@ class Engine:
 
     async def start_server(self, resource: McpServerResource, scope: str) -> Container:
         await self.may_start.wait()
-        if self.fault is not None:
-            raise self.fault
+        self._fail()
         container = Container(f"id-{len(self.started)}", "name", resource.name, scope, "print")
         self.started.append(container)
         return container
+
+    def _fail(self) -> None:
+        if self.fault is not None:
+            raise self.fault
 
     async def stop_server(self, container: Container, grace: float = 0) -> None:
         self.stopped.append(container)
 
     async def address(self, resource: McpServerResource, container: Container) -> Address:
+        self._fail()
         if self.state is not ContainerState.RUNNING:
             raise BackendUnavailable("web", "its container ended.", not_sent=True)
         return Address("127.0.0.1", self.port or urlsplit(self.server.url).port or 0)
 
     async def get_status(self, container: Container) -> ContainerStatus:
         self.asked.set()
+        self._fail()
         await self.may_tell.wait()
         return ContainerStatus(container, self.state, "streamable_http", "image", exit_code=3)
 
@@ -116,13 +124,13 @@ class House:
 
 
 @asynccontextmanager
-async def house() -> AsyncIterator[House]:
+async def house(resource: McpServerResource = WEB) -> AsyncIterator[House]:
     async with AsyncExitStack() as serving, anyio.create_task_group() as tasks:
         engine, history = Engine(await serving.enter_async_context(http_backend())), History()
         engine.may_start.set()
         engine.may_tell.set()
         desk = Desk(engine, tasks)
-        yield House(engine, desk, history, ServedContainers(WEB, desk, history, lambda: False), serving.aclose)
+        yield House(engine, desk, history, ServedContainers(resource, desk, history, lambda: False), serving.aclose)
         engine.may_start.set()
         engine.may_tell.set()
         tasks.cancel_scope.cancel()
@@ -214,7 +222,7 @@ async def test_a_container_is_in_use_from_the_moment_that_it_is_chosen() -> None
             inbox, done = Inbox(), anyio.Event()
             tasks.start_soon(use, here, "s1", inbox, done)
             await here.engine.asked.wait()  # chosen; whether it still runs is being found out
-            assert not here.served.end_one_idle()
+            assert not here.served.idle()
             here.served.end_idle(lambda scope, since: True)
             here.served.end_scope("s1")
             assert not here.engine.stopped
@@ -222,6 +230,25 @@ async def test_a_container_is_in_use_from_the_moment_that_it_is_chosen() -> None
             await inbox.wait_for(1)
             done.set()
         assert len(here.engine.started) == 1
+
+
+async def test_who_is_gone_before_the_first_step_starts_nothing() -> None:
+    """Its client session may have ended: nobody would stop the container."""
+    async with house() as here:
+        with anyio.CancelScope() as opening:
+            opening.cancel()
+            await use(here, "s1", Inbox(), anyio.Event())
+        assert not here.served
+
+
+async def test_a_container_that_is_to_be_kept_makes_no_room() -> None:
+    async with house(WEB.model_copy(update={"keep": True})) as here:
+        async with anyio.create_task_group() as tasks:
+            inbox, done = Inbox(), anyio.Event()
+            tasks.start_soon(use, here, "shared", inbox, done)
+            await inbox.wait_for(1)
+            done.set()
+        assert len(here.served) == 1 and not here.served.idle()
 
 
 async def test_last_words_hold_no_secret() -> None:
@@ -236,7 +263,7 @@ async def test_a_full_disk_fails_the_call_and_nothing_else() -> None:
     async with house() as here:
         here.engine.fault = OSError(28, "No space left on device")
         for _ in range(2):
-            with pytest.raises(BackendUnavailable, match="No space left on device"):
+            with pytest.raises(BackendUnavailable, match=r"the gateway failed \(OSError\)\. Its log has the details"):
                 await use(here, "s1", Inbox(), anyio.Event())
         assert not here.served and repr(here.desk.slots).startswith("<Slots 0/")
         here.engine.fault = None
@@ -310,3 +337,60 @@ async def test_a_container_that_was_started_again_is_spoken_to_where_it_is_now()
         done.set()
         await moved.wait_for("DELETE")
         assert len(here.engine.server.seen) == before and len(here.engine.started) == 1
+
+
+# -------------------------------------------------------------------------------------------- nobody knows where it is
+
+
+@asynccontextmanager
+async def a_wire_in_the_middle_of_a_call(here: House) -> AsyncIterator[tuple[Wire, Inbox, anyio.Event]]:
+    """What is sent now needs another connection, until the call is let go."""
+    opened_for.set("s1")
+    inbox, let_go = Inbox(), anyio.Event()
+
+    async def held_up(seen: Seen) -> web.StreamResponse:
+        await let_go.wait()
+        return await proper(seen)
+
+    here.engine.server.answers["tools/call"] = held_up
+    async with here.served.wire(inbox.deliver) as wire:
+        await wire.send(HELLO, {})
+        await inbox.answer_to(1)
+        await wire.send(CALL, {})
+        await here.engine.server.wait_for("tools/call")
+        yield wire, inbox, let_go
+
+
+async def test_while_the_engine_hangs_its_containers_are_spoken_to() -> None:
+    async with house() as here, a_wire_in_the_middle_of_a_call(here) as (wire, inbox, let_go):
+        here.engine.fault = EngineHung("web", "Docker has not answered for a while.")
+        await wire.send(PING, {})
+        assert "result" in await inbox.answer_to(3)
+        let_go.set()
+        assert "result" in await inbox.answer_to(2)
+        assert not wire.closed.is_set()
+
+
+async def test_while_the_engine_is_away_connections_are_refused_and_none_is_cut() -> None:
+    async with house() as here, a_wire_in_the_middle_of_a_call(here) as (wire, inbox, let_go):
+        here.engine.fault = EngineUnavailable("web", "no Docker engine answers.", not_sent=True)
+        await wire.send(PING, {})
+        error = (await inbox.answer_to(3))["error"]
+        assert "no Docker engine answers" in error["message"] and error["data"] == {NOT_SENT: True}
+        here.engine.fault = None
+        await wire.send({**PING, "id": 4}, {})
+        assert "result" in await inbox.answer_to(4)
+        let_go.set()
+        assert "result" in await inbox.answer_to(2)
+        assert not wire.closed.is_set()
+
+
+async def test_the_wire_of_a_container_that_docker_started_elsewhere_ends() -> None:
+    async with house() as here, a_wire_in_the_middle_of_a_call(here) as (wire, inbox, _), http_backend() as moved:
+        here.engine.port = urlsplit(moved.url).port or 0
+        await wire.send(PING, {})
+        error = (await inbox.answer_to(3))["error"]
+        assert "was started again" in error["message"] and error["data"] == {NOT_SENT: True}
+        await until(wire.closed.is_set)
+        assert wire.failure is not None and "was started again" in wire.failure.problem
+        assert not moved.seen and "ping" not in [seen.subject for seen in here.engine.server.seen]

@@ -14,8 +14,9 @@ import pytest
 from anyio.abc import SocketStream
 
 from providers import ownership
+from providers.container import Container
 from providers.docker import McpContainerManager
-from providers.docker_engine import DockerEngine, EngineUnavailable, ImageMissing
+from providers.docker_engine import DockerEngine, EngineHung, ImageMissing
 from tests.helpers.containers import over_stdio, record
 
 MOST_THREADS = 8
@@ -64,7 +65,7 @@ def workers() -> int:
 
 
 async def refused(engine: DockerEngine, deadline: float) -> str:
-    with pytest.raises(EngineUnavailable) as caught:
+    with pytest.raises(EngineHung) as caught:
         await engine.call("files", lambda api: api.ping(), deadline)
     return caught.value.problem
 
@@ -172,4 +173,41 @@ async def test_a_pull_that_comes_to_its_end_is_none(instance: Any, tmp_path: Pat
     async with engine_at(tmp_path, breaking_off(HEAD + chunk(PROGRESS) + b"0\r\n\r\n")) as host:
         manager = McpContainerManager(instance, host=host)
         assert (await manager.pull_image(record("files", over_stdio()))).id == "sha256:1"
+        manager.close()
+
+
+# ---------------------------------------------------------------------------------------------------- one that refuses
+
+
+def removing_with(status: bytes) -> Callable[[SocketStream], Awaitable[None]]:
+    """An engine that answers like this when it is to remove a container, and has nothing else."""
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            received = b""
+            async for data in stream:
+                received += data
+                if not received.endswith(b"\r\n\r\n"):
+                    continue
+                if b"/version" in received:
+                    await stream.send(answer(VERSION))
+                else:
+                    said = status if received.startswith(b"DELETE") and b"/containers/" in received else b"404 Nothing"
+                    await stream.send(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % said)
+                received = b""
+
+    return serve
+
+
+@pytest.mark.parametrize(("status", "is_gone"), [(b"204 Done", True), (b"404 Nothing", True), (b"409 Conflict", False)])
+async def test_a_container_is_gone_when_the_engine_says_so(
+    instance: Any, tmp_path: Path, status: bytes, is_gone: bool
+) -> None:
+    web = Container("id-1", "apollos-mcp-web", "web", "shared", "print")
+    instance.remember(web.name, web.id)
+    async with engine_at(tmp_path, removing_with(status)) as host:
+        manager = McpContainerManager(instance, host=host)
+        assert await manager.stop_server(web, grace=0) is is_gone
+        assert manager.is_untidy is not is_gone  # it is looked at again
+        assert (web.name in instance.containers()) is not is_gone
         manager.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,50 @@ def test_a_path_that_no_machine_has_is_told(tmp_path: Path) -> None:
 def test_a_volume_with_options_is_refused() -> None:
     assert volume_problem(None) is None
     assert "driver options" in (volume_problem({"o": "bind", "device": "/etc"}) or "")
+
+
+# ------------------------------------------------------------------------------------------- the gateway's own files
+
+
+def test_a_hidden_file_is_hidden_under_each_of_its_names(home: Path) -> None:
+    """Who may put another link in the place of one has the file replaced, without ever seeing it."""
+    for folder in ("real", "linked", "next/deep"):
+        (home / folder).mkdir(parents=True)
+    (home / "real/servers.toml").touch()
+    (home / "next/deep/second").symlink_to(home / "real/servers.toml")
+    (home / "linked/folder").symlink_to("../next/deep")
+    hidden = (f"{home}/linked/folder/second",)
+    for source in ("real", "real/servers.toml", "linked", "next", "next/deep", "linked/folder"):
+        assert "no container may see that" in (problem(f"{home}/{source}", home, forbidden=hidden) or ""), source
+    (home / "next/other").mkdir()
+    assert problem(f"{home}/next/other", home, forbidden=hidden) is None
+    assert problem(f"{home}/work", home, forbidden=hidden) is None
+
+
+def test_a_circle_of_links_has_an_end(home: Path) -> None:
+    (home / "round").symlink_to(home / "round")
+    assert problem(f"{home}/work", home, forbidden=(f"{home}/round/servers.toml",)) is None
+
+
+CODE = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "folder", [CODE, CODE / "providers", CODE / "composition", CODE / "server.py", Path(sys.executable).parent]
+)
+def test_what_the_gateway_runs_is_mounted_read_only_if_at_all(home: Path, folder: Path) -> None:
+    """The next start of the gateway would run on this machine what a server has written there."""
+    real = os.path.realpath(folder)
+    with pytest.raises(ValueError, match=r"the gateway runs what is there.*without ':rw'"):
+        resolved(Volume(real, "/data", False), ["/"], home=str(home))
+    assert resolved(Volume(real, "/data", True), ["/"], home=str(home)).source == real
+
+
+def test_a_folder_beside_the_gateways_code_may_be_written_to(home: Path) -> None:
+    assert resolved(Volume(f"{CODE}/data", "/data", False), ["/"], home=str(home))
+
+
+def test_the_run_time_folder_of_this_user_is_never_mounted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets may be kept in it, and it has sockets such as that of a rootless engine."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", f"{home}/work")
+    assert "no container may see that" in (problem(f"{home}/work/x", home) or "")

@@ -16,6 +16,7 @@ from composition.gateway import Gateway
 from composition.servers_file import load_configuration
 from providers import ownership
 from providers.errors import ConfigurationError
+from providers.mounts import MountRefused, resolved_volumes
 from providers.ownership import GATEWAY, Instance, default_state_folder, state_folder
 
 ROOT = Path(__file__).parents[2]
@@ -191,3 +192,24 @@ def test_a_uid_without_a_name_runs_the_gateway(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-1000:]
     assert "1 servers" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- hidden
+
+
+def test_every_identity_hides_servers_toml_and_all_that_gateways_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below `state` are the keys of gateways with another servers.toml; and those that say nothing keep theirs
+    at the usual place."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    state, file = tmp_path / "state", tmp_path / "servers.toml"
+    mine = ownership.claim(state, file)
+    [seen] = ownership.known(state, file)
+    mine.release()
+    [taken] = ownership.abandoned(state, file)
+    taken.release()
+    for each in (mine, seen, taken):
+        assert each.hidden == (str(file), str(state), str(tmp_path / "xdg" / GATEWAY))
+    with pytest.raises(MountRefused, match="no container may see that"):
+        resolved_volumes("s", [f"{state}/another/0:/data"], [str(tmp_path)], mine.hidden)

@@ -67,6 +67,25 @@ async def test_logs_are_shown_for_both_kinds(state: str) -> None:
         assert code == 2 and "There is: every, web" in text
 
 
+async def test_logs_of_both_kinds_replace_secrets_by_their_names(state: str) -> None:
+    """Docker keeps what a server wrote as it came, in as many lines as it had."""
+    key = "-----BEGIN KEY-----\nnobody-may-see-this\nnor-may-they-this\n"
+    secret: dict[str, Any] = {"env": {"TOKEN": "hunter2hunter2"}, "docker_secrets": {"key": key}}
+    servers = {"every": over_stdio(**secret), "web": over_http(isolation="shared", **secret)}
+    async with (
+        gateway_over_http(servers_toml(servers, state_dir=state)) as served,
+        client(served.url, LEGACY) as caller,
+    ):
+        for name in servers:
+            await caller.call_tool(f"{name}_say", {"text": f"hunter2hunter2\n{key}the end"})
+            text = ""
+            with anyio.fail_after(20):
+                while not text.rstrip().endswith("the end"):
+                    _, text = await command(served.path, "logs", name)
+            assert text.count("[TOKEN]") == 1 and text.count("[key]") == 3
+            assert "hunter2" not in text and "may" not in text
+
+
 async def test_a_stopped_server_comes_back_with_the_next_call(state: str, engine: Any) -> None:
     async with gateway_over_http(servers_toml({"web": over_http(isolation="shared")}, state_dir=state)) as served:
         async with client(served.url, LEGACY) as caller:

@@ -97,6 +97,57 @@ async def test_a_container_that_is_being_stopped_is_not_adopted(
         assert [status.container for status in await slow.list_servers()] == [new]
 
 
+async def test_while_one_container_is_removed_others_are_started(
+    manager: McpContainerManager, instance: Instance, tmp_path: Path
+) -> None:
+    removing, go_on = anyio.Event(), anyio.Event()
+
+    async def passes(moment: str, path: str) -> None:
+        if (moment, path) == (ASKED, "/containers"):
+            removing.set()
+            await go_on.wait()
+
+    web = record(WEB, over_http())
+    async with managing(instance) as killed:
+        orphan = await killed.start_server(web)
+    async with engine_proxy(tmp_path, passes) as host, managing(instance, host) as slow:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow.reconcile, lambda _: False)
+            await removing.wait()
+            with anyio.fail_after(8):
+                new = await slow.start_server(web)
+            go_on.set()
+        assert new.id != orphan.id
+        assert [status.container for status in await manager.list_servers()] == [new]
+
+
+async def test_a_container_that_was_removed_since_it_was_listed_is_not_adopted(
+    manager: McpContainerManager, instance: Instance, tmp_path: Path
+) -> None:
+    listed, go_on = anyio.Event(), anyio.Event()
+
+    async def passes(moment: str, path: str) -> None:
+        if (moment, path) == (ANSWERED, "/containers/json") and not listed.is_set():
+            listed.set()
+            await go_on.wait()
+
+    web, made = record(WEB, over_http()), list[Container]()
+    async with managing(instance) as killed:
+        orphan = await killed.start_server(web)
+    async with engine_proxy(tmp_path, passes) as host, managing(instance, host) as slow:
+
+        async def start() -> None:
+            made.append(await slow.start_server(web))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            await listed.wait()
+            await slow.reconcile(lambda _: False)
+            go_on.set()
+        assert [status.container for status in await manager.list_servers()] == made != [orphan]
+        assert slow.instance.containers() == {each.name: each.id for each in made}
+
+
 # ---------------------------------------------------------------------------------------------------- named alike
 
 

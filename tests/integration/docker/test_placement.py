@@ -99,6 +99,32 @@ async def test_a_network_of_a_stranger_does_not_stand_in_for_our_own(manager: Mc
         theirs.remove()
 
 
+async def test_a_network_with_copied_labels_is_reported_once_and_left_alone(
+    manager: McpContainerManager, engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    web = await manager.create_server(record("web", over_http()), "shared")
+    [own] = engine.networks.list(filters={"label": f"{INSTANCE}={manager.instance.id}"})
+    name = f"apollos-mcp-files_{manager.instance.id[:8]}"
+    theirs = engine.networks.create(name, driver="bridge", labels=own.attrs["Labels"], options=own.attrs["Options"])
+    try:
+        await manager.stop_server(web, grace=0)
+        for _ in range(2):
+            await manager.reconcile(adopt=lambda _: False)
+        assert [each.id for each in engine.networks.list(names=[name])] == [theirs.id]
+        assert not engine.networks.list(names=[own.name])
+        told = [message for message in caplog.messages if name in message]
+        assert told == [f"network '{name}' carries our labels and is not ours; it is left alone"]
+        assert f"Remove it: docker network rm {name}" in await refusal(manager, over_http())
+    finally:
+        theirs.remove()
+
+
+async def test_no_name_is_resolved_on_a_network_without_a_way_out(manager: McpContainerManager, engine: Any) -> None:
+    for choice, resolvers in (("own", ["127.0.0.1"]), ("internet", [])):
+        container = await manager.create_server(record(choice, over_http(docker_network=choice)), "shared")
+        assert (engine.api.inspect_container(container.id)["HostConfig"]["Dns"] or []) == resolvers
+
+
 # ------------------------------------------------------------------------------------------------ folders and volumes
 
 
