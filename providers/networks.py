@@ -8,6 +8,7 @@ touches another one.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class Networks:
         self._joined: set[str] = set()
         """Those that the gateway was not on before it joined them."""
         self._strangers: set[str] = set()
+        self._making = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Networks joined={sorted(self._joined)}>"
@@ -43,9 +45,10 @@ class Networks:
             BackendUnavailable: somebody else's has its name.
         """
         name = wanted["name"]
-        if not any(network["Name"] == name for network in api.networks(names=[name])):
-            with tolerating(409):  # somebody who came at the same moment
-                api.create_network(**wanted, check_duplicate=True)
+        with self._making:  # Docker makes two of one name for two who ask at once, and then takes neither
+            if not any(network["Name"] == name for network in api.networks(names=[name])):
+                with tolerating(409):
+                    api.create_network(**wanted, check_duplicate=True)
         facts = api.inspect_network(name)
         is_as_made = facts.get("Internal", False) == wanted["internal"] and not any(
             wanted[part].items() - (facts.get(part.capitalize()) or {}).items() for part in ("labels", "options")
@@ -59,9 +62,8 @@ class Networks:
         own_id = self._engine.own_id
         if own_id is None or own_id in _members(name, api):
             return
-        with tolerating(
-            400, 403
-        ):  # another thread did it, or the gateway has the host's network, which reaches all others
+        # Another thread did it, or the gateway has the host's network, which reaches all others.
+        with tolerating(400, 403):
             api.connect_container_to_network(own_id, name)
             self._joined.add(name)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import pytest
 from docker.errors import APIError
 
@@ -117,6 +118,17 @@ async def test_a_network_with_copied_labels_is_reported_once_and_left_alone(
         assert f"Remove it: docker network rm {name}" in await refusal(manager, over_http())
     finally:
         theirs.remove()
+
+
+async def test_containers_that_are_made_at_once_are_on_one_network(manager: McpContainerManager, engine: Any) -> None:
+    """Docker would make two of one name, and then take neither."""
+    web = record("web", over_http())
+    async with anyio.create_task_group() as tasks:
+        for number in range(6):
+            tasks.start_soon(manager.create_server, web, f"session:{number}")
+    [network] = engine.networks.list(filters={"label": f"{INSTANCE}={manager.instance.id}"})
+    modes = [engine.api.inspect_container(each.container.id)["HostConfig"] for each in await manager.list_servers()]
+    assert [mode["NetworkMode"] for mode in modes] == [network.name] * 6
 
 
 async def test_no_name_is_resolved_on_a_network_without_a_way_out(manager: McpContainerManager, engine: Any) -> None:
