@@ -8,6 +8,7 @@ what we know stay equal, also after the engine was away. Nothing that fails here
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -155,11 +156,13 @@ class ContainerSupervisor:
         self._slots.free(slot)
 
     def _make_room(self) -> bool:
-        """Begin to stop the container that was idle longest; False if there is none. Those to be kept are let be."""
+        """Begin to stop the container that was idle longest; False if there is none. Those to be kept are let be, and
+        those that somebody is subscribed to are the last to go."""
         idle = [each for launcher in self._launchers for each in launcher.idle()]
         for group in self._by_container():
             if all(connection.is_idle for connection in group) and not group[0].target.resource.keep:
-                since = max(connection.last_used_at for connection in group)
+                is_pinned = any(connection.pins for connection in group)
+                since = math.inf if is_pinned else max(connection.last_used_at for connection in group)
                 idle.append(Idle(since, partial(self._stop_group, group)))
         if idle:
             min(idle, key=lambda each: each.since).stop()
