@@ -26,6 +26,7 @@ from providers.docker_engine import (
     DockerEngine,
     EngineUnavailable,
     ImageMissing,
+    create_named,
     found,
     is_refusal,
     tolerating,
@@ -199,13 +200,12 @@ class McpContainerManager:
 
     def _create_named(self, name: str, plan: Plan, scope: str, api: Api) -> Container | None:
         """Make a container of this name; None if a stranger has the name."""
-        server, answer = plan.resource.name, None
+        server = plan.resource.name
         try:
             for network in plan.networks_to_make(name):
                 self._networks.ensure(server, network, api)
             folder = self._write_secrets(plan.resource, name) if plan.resource.docker_secrets else None
-            with tolerating(409):
-                answer = api.create_container_from_config(plan.body(name, scope, folder), name)
+            answer = create_named(name, plan.body(name, scope, folder), api)
         except BaseException as error:
             if isinstance(error, BackendError) or is_refusal(error):
                 self._roster.not_made(name)

@@ -36,6 +36,7 @@ _THREADS = 8
 QUICK, SLOW = 5.0, 15.0
 """Seconds for a question to the engine, and for making, starting or ending a container."""
 _LOOK_EVERY = 0.02
+_NAME_TRIES = 50
 _SDK_SECONDS = 10
 """After which the SDK gives up by itself, so that a hung engine holds no thread for ever."""
 
@@ -263,6 +264,20 @@ def is_refusal(error: BaseException) -> bool:
     from docker.errors import APIError
 
     return isinstance(error, APIError) and bool(error.is_client_error())
+
+
+def create_named(name: str, body: Mapping[str, Any], api: Api) -> Mapping[str, Any] | None:
+    """Make a container; None if another one has the name. Docker lets go of a name a moment after its container is
+    gone, so a name that no container has is asked for again."""
+    for _ in range(_NAME_TRIES):
+        with tolerating(409):
+            made: Mapping[str, Any] = api.create_container_from_config(body, name)
+            return made
+        holders = api.containers(all=True, filters={"name": f"^/{name}$"})
+        if any(holder["State"] != "removing" for holder in holders):
+            return None
+        threading.Event().wait(_LOOK_EVERY)  # this is a thread of the engine's own
+    return None
 
 
 def _own_id(api: Api) -> str | None:

@@ -104,11 +104,20 @@ async def end(process: anyio.abc.Process, how: signal.Signals) -> None:
 
 def is_running(pid: int) -> bool:
     """Whether a process is there and not a zombie that merely waits to be reaped."""
+    return _state(pid) not in ("Z", "X", None)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has reached a process."""
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+        return None
+    return stat.rpartition(")")[2].split()[0]
 
 
 async def eventually(condition: Callable[[], bool], *, within: float = 10.0) -> None:

@@ -35,7 +35,7 @@ from tests.helpers.faults import (
 )
 from tests.helpers.gateway import ERAS, LATEST, client, gateway_over_http, local, remote, servers_toml
 from tests.helpers.http_backend import Seen, event_stream, http_backend
-from tests.helpers.processes import eventually, http_server
+from tests.helpers.processes import eventually, http_server, is_stopped
 
 SOON = 4.0
 """Seconds on top of a deadline, on a busy machine."""
@@ -197,6 +197,7 @@ async def test_a_process_that_was_stopped_is_replaced(era: str) -> None:
         stopped = backend_pids("late")
         async with undisturbed(gateway.url, era):
             signal_all(stopped, signal.SIGSTOP)
+            await eventually(lambda: all(is_stopped(pid) for pid in stopped))
             with fails("no answer to 'tools/call' within 0.5 s", within=QUICK["call"] + SOON):
                 await caller.call_tool("broken_echo", HELLO)
             assert text_of(await caller.call_tool("broken_echo", HELLO)) == "hello"
@@ -209,6 +210,7 @@ async def test_a_stopped_process_of_the_newest_era_is_replaced() -> None:
     async with gateway_over_http(both(server)) as gateway, client(gateway.url, LATEST) as caller:
         pid = (await caller.call_tool("broken_pid")).data
         os.kill(pid, signal.SIGSTOP)
+        await eventually(lambda: is_stopped(pid))
         with fails("no answer to 'tools/call' within 0.5 s", within=QUICK["call"] + SOON):
             await caller.call_tool("broken_pid")
         assert (await caller.call_tool("broken_pid")).data != pid
@@ -243,6 +245,7 @@ async def test_a_stopped_remote_server_is_used_again_when_it_goes_on(era: str) -
     ):
         await caller.call_tool("broken_echo", HELLO)
         os.kill(server.pid, signal.SIGSTOP)
+        await eventually(lambda: is_stopped(server.pid))
         try:
             with fails("no answer to 'tools/call' within 0.5 s", within=QUICK["call"] + SOON):
                 await caller.call_tool("broken_echo", HELLO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio.from_thread
 import pytest
@@ -177,10 +178,11 @@ async def test_an_image_that_cannot_be_pulled_says_so(manager: McpContainerManag
 
 
 async def test_a_stranger_with_our_name_is_left_alone(manager: McpContainerManager, engine: Any) -> None:
-    stranger = engine.containers.create(EVERYTHING, ["deaf"], name="apollos-mcp-web", network_mode="none")
+    name = f"apollos-mcp-web-{uuid4().hex[:8]}"
+    stranger = engine.containers.create(EVERYTHING, ["deaf"], name=name, network_mode="none")
     try:
-        container = await manager.start_server(record("web", over_http()))
-        assert container.name.startswith("apollos-mcp-web_")
+        container = await manager.start_server(record(name.removeprefix("apollos-mcp-"), over_http()))
+        assert container.name.startswith(f"{name}_")
         assert [each.container for each in await manager.list_servers()] == [container]
         await manager.reconcile(adopt=lambda _: False, everything=True)
         stranger.reload()
