@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("mcp_types", reason="streams are taken up on FastMCP 4.x alone")
-
 from composition.replay import ReplayLimits, ReplayStore
+from providers.lines import MODERN
+
+pytestmark = pytest.mark.skipif(not MODERN, reason="streams are taken up on FastMCP 4.x alone")
 
 A, B = "3:aaa:", "3:bbb:"
 
