@@ -27,15 +27,6 @@ SECONDS_TO_END = 5.0
 LOOP_TURNS = 20
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers share out whole files, so that what a file sets up is set up once; the tests of containers stay together,
-    because what one of them counts at the engine the others would change."""
-    for item in items:
-        place = "docker" if item.path.parent.name == "docker" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(place))
-
-
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not see the APOLLOS_* variables of whoever runs them."""
