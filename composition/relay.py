@@ -26,6 +26,7 @@ from providers.listener import MAX_SUBSCRIPTIONS, Listener
 from providers.listening import ACKNOWLEDGED, SUBSCRIPTION_META_KEY
 from providers.pool import McpConnectionPool
 from providers.resource import Isolation
+from providers.subscriptions import UPDATED
 
 _INVALID_PARAMS, _INTERNAL_ERROR = -32602, -32603
 _ROOTS_CHANGED = "notifications/roots/list_changed"
@@ -111,10 +112,14 @@ class Relay:
         try:
             with self._registry.listeners.stream(caller, frozenset(_flags(asked).values())) as listener:
                 async with anyio.create_task_group() as tasks:
+                    joining = [_Joining(mount, listener, uri) for uri, mount in mounts.items()]
+                    for each in joining:
+                        tasks.start_soon(each.run)
                     with anyio.move_on_after(_TELL_SECONDS):  # who hears the acknowledgement counts on what comes next
-                        async with anyio.create_task_group() as subscribing:
-                            for uri, mount in mounts.items():
-                                subscribing.start_soon(_subscribe_quietly, mount, listener, uri)
+                        for each in joining:
+                            await each.is_done.wait()
+                    for each in joining:
+                        each.is_late = not each.is_done.is_set()
                     await lines.tell_client(request, ACKNOWLEDGED, {"notifications": honored, "_meta": meta})
                     async for method, told in listener.mailbox:
                         stamped = told | {"_meta": (told.get("_meta") or {}) | meta}
@@ -159,12 +164,25 @@ def _tell_soon(tasks: TaskGroup, connection: PooledConnection, method: str) -> N
     tasks.start_soon(tell)
 
 
-async def _subscribe_quietly(mount: Mount, listener: Listener, uri: str) -> None:
-    """What cannot be subscribed to never tells anything; in this era that is no error."""
-    try:
-        await mount.subscribe(listener, uri)
-    except (FastMCPError, MCPError):
-        return
+class _Joining:
+    """One resource of a stream, on its way to its server. What cannot be subscribed to never tells anything; in this
+    era that is no error. A server that starts slowly is not waited for: if the stream is acknowledged before it is
+    ready, something may be missed, and the client hears once that the resource was updated."""
+
+    def __init__(self, mount: Mount, listener: Listener, uri: str) -> None:
+        self._mount, self._listener, self._uri = mount, listener, uri
+        self.is_done = anyio.Event()
+        self.is_late = False
+
+    async def run(self) -> None:
+        try:
+            await self._mount.subscribe(self._listener, self._uri)
+        except (FastMCPError, MCPError):
+            return
+        finally:
+            self.is_done.set()
+        if self.is_late:
+            self._listener.tell(UPDATED, {"uri": self._uri})
 
 
 def _flags(asked: Json) -> dict[str, str]:

@@ -74,7 +74,9 @@ class ReplayStore(EventStore):
         self._sessions.move_to_end(prefix)
         size = _OVERHEAD if message is None else _OVERHEAD + _size(message, self._limits.per_session)
         is_whole = size < self._limits.per_session
-        kept = _Event(session.count, stream_id, message if is_whole else None, size if is_whole else 0, now, is_whole)
+        if not is_whole:
+            message, size = None, _OVERHEAD
+        kept = _Event(session.count, stream_id, message, size, now, is_whole)
         session.events.append(kept)
         session.count += 1
         session.size += kept.size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 def free_port() -> int:
@@ -32,3 +33,28 @@ def silent_port() -> Iterator[int]:
     """A port that accepts connections and never says a word: the kernel accepts them, nobody reads."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
+
+
+@contextmanager
+def stranger_at(port: int) -> Iterator[bytearray]:
+    """Somebody else who listens on a port, and what is sent there."""
+    heard = bytearray()
+
+    def listen() -> None:
+        with suppress(OSError):
+            while True:
+                line, _ = door.accept()
+                with line, suppress(TimeoutError):
+                    line.settimeout(1)
+                    while piece := line.recv(4096):
+                        heard.extend(piece)
+
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(("127.0.0.1", port))
+        door.listen()
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield heard
+        door.shutdown(socket.SHUT_RDWR)
+        thread.join(10)

@@ -8,33 +8,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, in_process, local, patient_toml, remote
+from tests.helpers.ears import everything
+from tests.helpers.gateway import gateway_over_http, gateway_over_stdio, local, patient_toml
 from tests.helpers.people import Window, tokens, window
-from tests.helpers.processes import eventually, http_server
+from tests.helpers.processes import eventually
 
 pytestmark = pytest.mark.core
 
 FRONTS = ("http", "stdio")
-
-
-@asynccontextmanager
-async def everything(transport: str, **more: Any) -> AsyncIterator[dict[str, Any]]:
-    """The table of the test server, reached in this way."""
-    match transport:
-        case "stdio":
-            yield local("everything.py", **more)
-        case "python":
-            yield in_process("everything.py", **more)
-        case "sse":
-            async with http_server("everything.py", "sse", path="/sse") as server:
-                yield remote(server.url, transport_type="sse", **more)
-        case _:
-            async with http_server("everything.py", "http") as server:
-                yield remote(server.url, **more)
 
 
 @asynccontextmanager

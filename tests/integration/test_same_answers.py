@@ -7,20 +7,16 @@ the gateway's names put off; the differences that there may be are listed here, 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 import pytest
 
 from tests.helpers.clients import HANDSHAKE, HandClient, connect_http, connect_stdio
 from tests.helpers.gateway import gateway_over_stdio, gateway_process, patient_toml
 from tests.helpers.names import Names
-from tests.helpers.ports import free_port
-from tests.helpers.processes import START_TIMEOUT, ServerCommand, end, eventually
+from tests.helpers.processes import ServerCommand
+from tests.helpers.reference import everything_over_http
 from tests.integration.everything_steps import LISTS, STEPS, Seen, play
 
 pytestmark = pytest.mark.timeout(300)  # the first test that needs a package may have to fetch it
@@ -39,30 +35,6 @@ SOMETIMES = {
     "call runs any more, and the line is nobody's",
 }
 """By step: what may differ in what is told, and why."""
-
-
-@asynccontextmanager
-async def everything_over_http(command: str) -> AsyncIterator[str]:
-    """The server at a free port; it cannot be told to take port 0."""
-    port = free_port()
-    server = await anyio.open_process(
-        [command, "streamableHttp"],
-        env={**os.environ, "PORT": str(port)},
-        stdin=None,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        await eventually(lambda: listens(port), within=START_TIMEOUT)
-        yield f"http://127.0.0.1:{port}/mcp"
-    finally:
-        with anyio.CancelScope(shield=True):
-            await end(server, signal.SIGTERM)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @asynccontextmanager

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,8 +19,8 @@ from fastmcp.client.transports import StdioTransport
 
 from tests.helpers.gateway import PATIENCE, gateway_over_http, gateway_over_stdio, patient_toml, remote
 from tests.helpers.people import Window, window
-from tests.helpers.ports import free_port
-from tests.helpers.processes import START_TIMEOUT, ServerCommand, end, eventually
+from tests.helpers.processes import ServerCommand, eventually
+from tests.helpers.reference import everything_over_http
 
 pytestmark = pytest.mark.timeout(300)  # the first test that needs a package may have to fetch it
 
@@ -55,21 +52,8 @@ def five_processes(
 @pytest.fixture
 async def everything_url(everything_server: ServerCommand) -> AsyncIterator[str]:
     """The reference server over streamable HTTP."""
-    port = free_port()
-    command = [everything_server.command, "streamableHttp"]
-    environment = {**os.environ, "PORT": str(port)}
-    server = await anyio.open_process(command, env=environment, stdin=None, stdout=None, stderr=None)
-    try:
-        await eventually(lambda: listens(port), within=START_TIMEOUT)
-        yield f"http://127.0.0.1:{port}/mcp"
-    finally:
-        with anyio.CancelScope(shield=True):
-            await end(server, signal.SIGTERM)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    async with everything_over_http(everything_server.command) as url:
+        yield url
 
 
 @asynccontextmanager

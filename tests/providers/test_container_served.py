@@ -5,10 +5,8 @@ The engine is a fake; the servers are real ones on loopback, and so are the stra
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -29,6 +27,7 @@ from providers.resource import McpServerResource
 from providers.wire import NOT_SENT, Wire, opened_for
 from tests.helpers.containers import over_http, record
 from tests.helpers.http_backend import HttpBackend, Inbox, Seen, http_backend, proper
+from tests.helpers.ports import stranger_at
 
 pytestmark = pytest.mark.core
 WEB = record("web", over_http(env={"TOKEN": "canary-4711"}))
@@ -151,32 +150,6 @@ async def use(house: House, scope: str, inbox: Inbox, done: anyio.Event) -> None
 
 def ended(house: House) -> ContainerStatus:
     return ContainerStatus(house.engine.started[0], ContainerState.EXITED, "streamable_http", "image", exit_code=3)
-
-
-@contextmanager
-def stranger_at(port: int) -> Iterator[bytearray]:
-    """Somebody else who listens on a port, and what is sent there."""
-    heard = bytearray()
-
-    def listen() -> None:
-        with suppress(OSError):
-            while True:
-                line, _ = door.accept()
-                with line:
-                    line.settimeout(1)
-                    with suppress(TimeoutError):
-                        while piece := line.recv(4096):
-                            heard.extend(piece)
-
-    with socket.socket() as door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(("127.0.0.1", port))
-        door.listen()
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield heard
-        door.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 # ------------------------------------------------------------------------------------------ started, used, ended

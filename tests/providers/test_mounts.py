@@ -17,10 +17,10 @@ from providers.mounts import MountRefused, real_path, resolved, resolved_volumes
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    for folder in ("home/.ssh", "home/.aws", "home/work", "elsewhere"):
+    for folder in ("home/.ssh", "home/.aws", "home/projects", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "home/work/up").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "home/work/keys").symlink_to(tmp_path / "home/.ssh")
+    (tmp_path / "home/projects/up").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "home/projects/keys").symlink_to(tmp_path / "home/.ssh")
     return tmp_path / "home"
 
 
@@ -34,8 +34,8 @@ def problem(source: str, home: Path, allowed: list[str] | None = None, forbidden
 
 
 def test_a_folder_below_an_allowed_one_is_mounted(home: Path) -> None:
-    assert problem(f"{home}/work", home, [str(home)]) is None
-    assert problem(f"{home}/work/../work", home, [f"{home}/work"]) is None
+    assert problem(f"{home}/projects", home, [str(home)]) is None
+    assert problem(f"{home}/projects/../projects", home, [f"{home}/projects"]) is None
     assert problem("named", home, []) is None
 
 
@@ -50,37 +50,37 @@ def test_the_host_itself_is_never_mounted(home: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{home}", "{home}/.ssh", "{home}/.aws/x", "{home}/work/keys", "{home}/work/../.ssh"]
+    "source", ["{home}", "{home}/.ssh", "{home}/.aws/x", "{home}/projects/keys", "{home}/projects/../.ssh"]
 )
 def test_credentials_and_what_holds_them_are_never_mounted(home: Path, source: str) -> None:
     assert "no container may see that" in (problem(source.format(home=home), home) or "")
 
 
 def test_a_link_out_of_the_allowed_folder_is_refused(home: Path) -> None:
-    assert "below none of docker_allowed_paths" in (problem(f"{home}/work/up", home, [f"{home}/work"]) or "")
-    assert "there are none" in (problem(f"{home}/work", home, []) or "")
+    assert "below none of docker_allowed_paths" in (problem(f"{home}/projects/up", home, [f"{home}/projects"]) or "")
+    assert "there are none" in (problem(f"{home}/projects", home, []) or "")
 
 
 def test_a_folder_whose_name_only_begins_alike_is_not_below(home: Path) -> None:
-    assert problem(f"{home}/work-2", home, [f"{home}/work"])
+    assert problem(f"{home}/projects-2", home, [f"{home}/projects"])
 
 
 def test_the_engines_socket_is_never_mounted_wherever_it_is(home: Path) -> None:
-    engine = f"{home}/work/engine.sock"
-    assert problem(f"{home}/work", home, ["/"], (engine,))
+    engine = f"{home}/projects/engine.sock"
+    assert problem(f"{home}/projects", home, ["/"], (engine,))
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{home}/work/other.sock")
-        assert "a socket" in (problem(f"{home}/work/other.sock", home) or "")
+        listener.bind(f"{home}/projects/other.sock")
+        assert "a socket" in (problem(f"{home}/projects/other.sock", home) or "")
 
 
 def test_what_was_looked_at_is_what_is_mounted(home: Path) -> None:
     """A path is resolved once. Docker is given no link that could lead elsewhere a moment later."""
-    (home / "link").symlink_to(home / "work")
+    (home / "link").symlink_to(home / "projects")
     [found] = resolved_volumes("s", [f"{home}/link:/data:rw"], [str(home)], ())
-    assert found == Volume(str(home / "work"), "/data", is_read_only=False)
+    assert found == Volume(str(home / "projects"), "/data", is_read_only=False)
     (home / "link").unlink()
     (home / "link").symlink_to("/etc")
-    assert found.source == str(home / "work")
+    assert found.source == str(home / "projects")
     with pytest.raises(MountRefused, match="no container may see that"):
         resolved_volumes("s", [f"{home}/link:/data:rw"], [str(home)], ())
 
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_told_when_a_container_is_made(home: Path) -> None:
 
 def test_an_engine_that_sees_other_files_gets_named_volumes_alone(home: Path) -> None:
     with pytest.raises(MountRefused, match=r"the engine is far away\. Use a named volume"):
-        resolved_volumes("s", [f"{home}/work:/data"], [str(home)], (), "the engine is far away")
+        resolved_volumes("s", [f"{home}/projects:/data"], [str(home)], (), "the engine is far away")
     assert resolved_volumes("s", ["named:/data"], [], (), "the engine is far away")
 
 
@@ -149,12 +149,12 @@ def test_a_hidden_file_is_hidden_under_each_of_its_names(home: Path) -> None:
         assert "no container may see that" in (problem(f"{home}/{source}", home, forbidden=hidden) or ""), source
     (home / "next/other").mkdir()
     assert problem(f"{home}/next/other", home, forbidden=hidden) is None
-    assert problem(f"{home}/work", home, forbidden=hidden) is None
+    assert problem(f"{home}/projects", home, forbidden=hidden) is None
 
 
 def test_a_circle_of_links_has_an_end(home: Path) -> None:
     (home / "round").symlink_to(home / "round")
-    assert problem(f"{home}/work", home, forbidden=(f"{home}/round/servers.toml",)) is None
+    assert problem(f"{home}/projects", home, forbidden=(f"{home}/round/servers.toml",)) is None
 
 
 CODE = Path(__file__).parents[2]
@@ -177,5 +177,5 @@ def test_a_folder_beside_the_gateways_code_may_be_written_to(home: Path) -> None
 
 def test_the_run_time_folder_of_this_user_is_never_mounted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets may be kept in it, and it has sockets such as that of a rootless engine."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", f"{home}/work")
-    assert "no container may see that" in (problem(f"{home}/work/x", home) or "")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", f"{home}/projects")
+    assert "no container may see that" in (problem(f"{home}/projects/x", home) or "")

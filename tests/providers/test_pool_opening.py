@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from providers.caller import Caller
 from providers.connection import Target
 from providers.errors import BackendTimeout, BackendUnavailable, PoolExhausted
 from providers.lease import lease
@@ -23,6 +22,7 @@ from tests.helpers.fakes import (
     settled,
     time_passes,
 )
+from tests.providers.test_pool import call
 
 pytestmark = pytest.mark.core
 
@@ -31,17 +31,6 @@ pytestmark = pytest.mark.core
 async def time_flies() -> AsyncIterator[None]:
     with no_waiting():
         yield
-
-
-async def call(pool: McpConnectionPool, target: Target, caller: Caller, said: str = "hi") -> None:
-    async with lease(pool, target, caller) as held_lease:
-        answer = await held_lease.request("tools/call", {"name": "echo", "arguments": {"text": said}})
-        assert answer["content"][0]["text"] == said
-
-
-async def wire_of(pool: McpConnectionPool, target: Target, caller: Caller) -> object:
-    async with lease(pool, target, caller) as held_lease:
-        return held_lease.session.wire
 
 
 FIRST = caller_of(ALICE, "session:1")

@@ -11,7 +11,7 @@ import gc
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from providers import ownership
+from providers.docker import McpContainerManager
 from providers.engine import find_engine
 from providers.errors import ConfigurationError
 from tests.helpers import own_engine as own
@@ -87,6 +89,17 @@ def state(engine: Any, tmp_path: Path) -> Iterator[str]:
     is left at the engine."""
     with accounted(tmp_path / "state", engine) as folder:
         yield folder
+
+
+@pytest.fixture
+async def manager(state: str, tmp_path: Path) -> AsyncIterator[McpContainerManager]:
+    """A container manager with an identity of its own."""
+    instance = ownership.claim(Path(state), tmp_path / "servers.toml")
+    manager = McpContainerManager(instance, allowed_paths=[str(tmp_path)])
+    yield manager
+    await manager.reconcile(adopt=lambda _: False, everything=True)
+    manager.close()
+    instance.release()
 
 
 @pytest.fixture(scope="session")

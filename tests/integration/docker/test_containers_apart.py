@@ -4,9 +4,6 @@ that idle, and with what is written down of them."""
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,9 @@ from composition.servers_file import load_configuration
 from providers.container_launcher import ServerState
 from tests.helpers.containers import EVERYTHING, data, ours, over_http, over_stdio, until
 from tests.helpers.gateway import LEGACY, client, gateway_over_http, local, servers_toml
+from tests.helpers.ports import stranger_at
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("engine")]
-
-
-@contextmanager
-def stranger_at(port: int) -> Iterator[bytearray]:
-    """Somebody else who listens on a port, and what is sent there."""
-    heard = bytearray()
-
-    def listen() -> None:
-        with suppress(OSError):
-            while True:
-                line, _ = door.accept()
-                with line, suppress(TimeoutError):
-                    line.settimeout(1)
-                    while piece := line.recv(4096):
-                        heard.extend(piece)
-
-    with socket.socket() as door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(("127.0.0.1", port))
-        door.listen()
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield heard
-        door.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 @pytest.mark.parametrize("transport", ["streamable_http", "sse"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,16 +19,6 @@ from providers.ownership import INSTANCE, PROOF
 from tests.helpers.containers import EVERYTHING, over_http, over_stdio, record, until
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-async def manager(state: str, tmp_path: Path) -> AsyncIterator[McpContainerManager]:
-    instance = ownership.claim(Path(state), tmp_path / "servers.toml")
-    manager = McpContainerManager(instance, allowed_paths=[str(tmp_path)])
-    yield manager
-    await manager.reconcile(adopt=lambda _: False, everything=True)
-    manager.close()
-    instance.release()
 
 
 async def test_a_server_is_started_looked_at_and_stopped(manager: McpContainerManager, engine: Any) -> None:

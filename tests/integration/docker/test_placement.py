@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,23 +11,12 @@ import anyio
 import pytest
 from docker.errors import APIError
 
-from providers import ownership
 from providers.docker import McpContainerManager
 from providers.errors import BackendUnavailable
 from providers.ownership import INSTANCE
 from tests.helpers.containers import EVERYTHING, over_http, over_stdio, record
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-async def manager(state: str, tmp_path: Path) -> AsyncIterator[McpContainerManager]:
-    instance = ownership.claim(Path(state), tmp_path / "servers.toml")
-    manager = McpContainerManager(instance, allowed_paths=[str(tmp_path)])
-    yield manager
-    await manager.reconcile(adopt=lambda _: False, everything=True)
-    manager.close()
-    instance.release()
 
 
 @pytest.fixture
