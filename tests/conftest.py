@@ -14,8 +14,10 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 pytest.register_assert_rewrite("tests.relay.flows", "tests.relay.desk")  # what a flow found wrong is shown in full
 
@@ -25,6 +27,18 @@ MARK = "XDG_APOLLOS_TEST_RUN"
 
 SECONDS_TO_END = 5.0
 LOOP_TURNS = 20
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """Workers share out whole files, so that what a file sets up is set up once; the tests of containers stay together,
+    because what one of them counts at the engine the others would change."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "docker" if "/docker/" in nodeid else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    return _ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
