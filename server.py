@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from composition.cli import gateway_from_environment, main
+from composition.cli import main
+from composition.starting import gateway_from_environment
 from providers.errors import ConfigurationError
 
 if TYPE_CHECKING:

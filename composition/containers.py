@@ -12,14 +12,16 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
+from composition import starting
 from composition.gateway import container_options
-from composition.servers_file import Configuration
+from composition.servers_file import Configuration, load_configuration
 from providers import ownership
 from providers.container import Container, ContainerStatus
 from providers.docker import McpContainerManager
@@ -32,6 +34,24 @@ _FOLLOW_EVERY = 0.5
 _OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Of Unicode's categories: controls, invisible marks, halves of pairs, ends of lines and paragraphs."""
 _HEADER = ("NAME", "STATE", "TRANSPORT", "UPTIME", "MEMORY", "RESTARTS", "CONTAINER", "NOTES")
+
+
+def register(commands: Any) -> None:
+    """Add these commands to the command line."""
+    commands.add_parser("containers", help="print a table of the containers").set_defaults(run=_command)
+    logs = commands.add_parser("logs", help="print what a server in a container wrote to its log")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what it writes from now on")
+    logs.add_argument("--tail", type=int, default=100, metavar="N", help="how many lines (default: %(default)s)")
+    stop = commands.add_parser("stop", help="stop and remove a server's containers")
+    for command in (logs, stop):
+        command.add_argument("name", metavar="NAME", help="the server's name in servers.toml")
+        command.set_defaults(run=_command)
+    prune = commands.add_parser("prune", help="remove what gateways left behind at the Docker engine that were killed")
+    prune.set_defaults(run=_command)
+
+
+def _command(options: Any) -> int:
+    return starting.run(partial(_run, load_configuration(starting.servers_path()), options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +259,7 @@ def _check_name(configuration: Configuration, name: str) -> None:
         )
 
 
-async def run(configuration: Configuration, options: Any) -> int:
+async def _run(configuration: Configuration, options: Any) -> int:
     """The command that was asked for; what Docker refuses is told in one line."""
     try:
         match options.command:

@@ -7,7 +7,6 @@ they need no credentials and work under any Host. SIGTERM drains: probes say so,
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
+from composition.starting import settle_memory
 from providers import lines
 from providers.errors import ConfigurationError
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 PATH = "/mcp"
 _CLOSE_SECONDS = 1
 """What streams that are open for their own sake get once all calls have ended."""
-_GC_THRESHOLD = 5_000
 _HEAD_SECONDS = 30.0
 """That a client may take for the headers of a request, or to begin its first one."""
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -244,11 +243,3 @@ async def _when_started(server: _Server, on_start: Callable[[], Awaitable[Any]])
     settle_memory()
     await on_start()
     settle_memory()  # by now the catalogues are there, too
-
-
-def settle_memory() -> None:
-    """What is alive now stays alive. Without this a full collection walks all of it again and again, which is what the
-    slowest calls wait for."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD, 50, 50)

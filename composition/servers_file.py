@@ -1,7 +1,7 @@
 """servers.toml becomes settings and resources, or one error that holds all that an operator has to correct.
 
 `gateway` comes in: once at start with `load_configuration`, then for as long as it runs with
-`watch_configuration`. It reads in this order: the file, its bytes, its TOML, its tables. It calls `settings`
+`watch_configuration`. It reads in this order: the file, its bytes, its TOML, its tables. It calls `tables`
 to fill in variables, to check values and to find the line of a key, so that every problem can name it.
 """
 
@@ -25,19 +25,8 @@ import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 from watchfiles import watch
 
-from composition.settings import (
-    Key,
-    Problem,
-    Settings,
-    check,
-    did_you_mean,
-    expand,
-    key_lines,
-    read_settings,
-    unknown_key,
-    value_at,
-    without,
-)
+from composition.settings import Settings, read_settings
+from composition.tables import Key, Problem, check, did_you_mean, expand, key_lines, unknown_key, value_at, without
 from providers.errors import ConfigurationError
 from providers.mounts import volume_problems
 from providers.ownership import hidden, state_folder

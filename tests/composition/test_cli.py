@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from composition.cli import build_parser, servers_path
+from composition.cli import build_parser
+from composition.starting import servers_path
 from providers.lines import MODERN
 from tests.helpers.ports import dead_port
 

@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from composition.servers_file import Configuration, load_configuration
-from composition.settings import VARIABLES, Problem, Settings, did_you_mean, key_lines, read_settings
+from composition.settings import VARIABLES, AuthSettings, Settings, read_settings
+from composition.tables import Problem, did_you_mean, key_lines
 from providers.errors import ConfigurationError
 from providers.reach import CONTAINER_KEYS
 from providers.resource import McpServerResource, Timeouts, ToolRules, TransportType
@@ -54,8 +55,9 @@ def test_each_setting_has_a_variable_that_wins_over_the_file() -> None:
     assert found == []
     assert settings == Settings(name="Team", max_connections=7, idle_timeout=1, timeouts=Timeouts(call=1.5, list=1))
     assert set(VARIABLES.values()) == {
-        *((name,) for name in Settings.model_fields if name != "timeouts"),
+        *((name,) for name in Settings.model_fields if name not in ("timeouts", "auth")),
         *(("timeouts", name) for name in Timeouts.model_fields),
+        *(("auth", name) for name in AuthSettings.model_fields),
     }
 
 
@@ -73,7 +75,7 @@ def test_each_setting_has_a_variable_that_wins_over_the_file() -> None:
         ("[gateway.timeouts]\n\ncal = 3", ":3: [gateway] key 'timeouts.cal' is unknown. Did you mean 'call'?"),
         ("[gateway]\ntimeouts = 5", ":2: [gateway] key 'timeouts' must be a table; found a number. For exam"),
         (
-            '[gateway]\nstore = "redis://u:p4ss@h"',
+            '[gateway]\nstore = "mongo://u:p4ss@h"',
             "[gateway] key 'store' must be \"memory://\": sqlite:// and redis://",
         ),
     ],
@@ -90,7 +92,7 @@ def test_a_variable_that_is_empty_or_unknown_is_ignored() -> None:
 
 
 def test_a_variable_with_a_bad_value_is_named_and_its_value_is_not() -> None:
-    environ = {"APOLLOS_STORE": "redis://u:hunter2@h", "APOLLOS_TIMEOUTS_CALL": "hunter2"}
+    environ = {"APOLLOS_STORE": "mongo://u:hunter2@h", "APOLLOS_TIMEOUTS_CALL": "hunter2"}
     settings, found = read_settings({"timeouts": {"list": 3}, "nmae": "x"}, environ)
     assert settings == Settings()
     assert Problem(None, "environment variable APOLLOS_TIMEOUTS_CALL must be a number") in found
@@ -316,6 +318,7 @@ def as_documented(model: type[BaseModel], key: str) -> str:
         ("Containers", McpServerResource, set(McpServerResource.model_fields) - set(CONTAINER_KEYS)),
         ("Tools", ToolRules, set()),
         ("Timeouts", Timeouts, set()),
+        ("`[gateway.auth]`", AuthSettings, set()),
     ],
 )
 def test_the_document_names_each_key_with_its_default(heading: str, model: type[BaseModel], left_out: set[str]) -> None:
@@ -326,5 +329,6 @@ def test_the_document_names_each_key_with_its_default(heading: str, model: type[
 def test_the_document_names_each_variable() -> None:
     named: dict[tuple[str, ...], str] = {(key,): cells[2] for key, cells in rows("`[gateway]`").items()}
     named |= {("timeouts", key): cells[2] for key, cells in rows("Timeouts").items()}
-    del named["timeouts",]
+    named |= {("auth", key): cells[2] for key, cells in rows("`[gateway.auth]`").items()}
+    del named["timeouts",], named["auth",]
     assert named == {key: f"`{name}`" for name, key in VARIABLES.items()}
