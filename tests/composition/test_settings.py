@@ -76,7 +76,7 @@ def test_each_setting_has_a_variable_that_wins_over_the_file() -> None:
         ("[gateway]\ntimeouts = 5", ":2: [gateway] key 'timeouts' must be a table; found a number. For exam"),
         (
             '[gateway]\nstore = "mongo://u:p4ss@h"',
-            "[gateway] key 'store' must be \"memory://\": sqlite:// and redis://",
+            "[gateway] key 'store' must begin with memory://, sqlite://, redis:// or rediss://",
         ),
     ],
 )
