@@ -26,6 +26,7 @@ from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
+from composition.settings import Settings
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
@@ -42,10 +43,12 @@ from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
+from providers.secret_keyring import KeyringSecrets
+from providers.secrets import EnvironmentSecrets, FileSecrets, FolderSecrets, SecretStore
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
-from providers.wire import Deliver, OpenWire, Wire
+from providers.wire import Deliver, OpenWire, Wire, opened_by
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +95,9 @@ class Gateway:
             )
         )
         self.parking = ParkingLot()
+        self.secrets = open_secrets(settings)
         self.containers = ContainerSupervisor(
-            container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
+            container_options(configuration), self.pool, self._open_remote, self._record, self._filled
         )
         self._tasks: TaskGroup | None = None
         local = None if auth else self.operator
@@ -216,6 +220,12 @@ class Gateway:
             logger.warning("[gateway] of '%s' changed; that takes effect at the next start", configuration.path)
         self.configuration = configuration
 
+    def _record(self, name: str) -> McpServerResource | None:
+        return self.registry.resource(name)
+
+    async def _filled(self, resource: McpServerResource) -> McpServerResource:
+        return await self.secrets.filled(resource, opened_by.get())
+
     def _wire_for(self, resource: McpServerResource) -> OpenWire:
         if resource.is_container:
             launcher = self.containers.launcher(resource)
@@ -223,11 +233,11 @@ class Gateway:
             return launcher
         match resource.transport_type:
             case TransportType.STDIO:
-                return partial(stdio_wire, resource)
+                return self.secrets.wire(resource, stdio_wire)
             case TransportType.PYTHON:
                 return partial(inprocess_wire, resource, PythonServer(resource, self._start_soon))
             case _:
-                return partial(self._open_remote, resource)
+                return self.secrets.wire(resource, self._open_remote)
 
     def _open_remote(
         self, resource: McpServerResource, deliver: Deliver, client: HttpClient | None = None
@@ -269,6 +279,15 @@ class Gateway:
         everybody is: where callers bring tokens, no token vouches for this one."""
         operator = self.operator if self.mcp.auth is None else replace(self.operator, roles=frozenset())
         return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
+
+
+def open_secrets(settings: Settings) -> SecretStore:
+    """Where the values of `${secret:NAME}` come from, as the settings say."""
+    file = FileSecrets(state_folder(settings.state_dir) / "secrets.json")
+    if not settings.keyring:
+        return SecretStore((EnvironmentSecrets(), FolderSecrets(), file), file)
+    keyring = KeyringSecrets()
+    return SecretStore((EnvironmentSecrets(), FolderSecrets(), keyring, file), keyring)
 
 
 def container_options(configuration: Configuration) -> ContainerOptions:

@@ -108,6 +108,7 @@ class Settings(BaseModel):
     docker_host: str | None = Field(default=None, min_length=1, examples=['"unix:///var/run/docker.sock"'])
     docker_allowed_paths: Paths = Field(default=(), examples=['["/srv/data"]'])
     state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
+    keyring: bool = Field(default=False, description="whether secrets are kept in the keyring of this user")
     public_url: str | None = Field(default=None, min_length=1, examples=['"https://mcp.example.com"'])
     replica_url: str | None = Field(default=None, min_length=1, examples=['"http://10.0.0.3:8808"'])
     operator_role: str = Field(default=ADMIN_ROLE, min_length=1, examples=['"mcp.operator"'])

@@ -41,8 +41,10 @@ def without(table: Mapping[str, Any], key: Key) -> dict[str, Any]:
     return {name: value for name, value in table.items() if rest or name != head}
 
 
-_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$\{.*|\$(?=[A-Za-z_])", re.S)
-"""A sign, a variable with or without a default, or what was meant to be one."""
+_VARIABLE = re.compile(
+    r"\$\$|\$\{secret:[^}]*\}|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$\{.*|\$(?=[A-Za-z_])", re.S
+)
+"""A sign, the name of a secret, a variable with or without a default, or what was meant to be one."""
 
 
 def expand(value: Any, environ: Mapping[str, str], key: Key = ()) -> tuple[Any, list[Problem]]:
@@ -71,6 +73,8 @@ def _filled_in(text: str, environ: Mapping[str, str], key: Key) -> tuple[str, li
         name, default = match[1], match[2]
         if match[0] == "$$":
             return "$"
+        if match[0].startswith("${secret:"):  # its value is put in where a session is opened
+            return match[0]
         if name is None:  # not quoted: the text may be a password that holds a '$'
             wrong.append("has a '$' that is no variable. Write ${VAR}, or $$ for the sign itself")
         elif default is not None:

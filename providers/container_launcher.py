@@ -107,6 +107,7 @@ class ContainerLauncher:
     @asynccontextmanager
     async def _over_stdio(self, deliver: Deliver) -> AsyncIterator[Wire]:
         name, whose, made = self.resource.name, opened_for.get(), False
+        resource = await self._house.filled(self.resource)
         manager = await self._house.manager()
         slot = await self._house.take_slot(name, whose)
 
@@ -117,9 +118,7 @@ class ContainerLauncher:
 
         try:
             self._history.begins()
-            opened = container_stdio_wire(
-                self.resource, deliver, manager, whose, discard=discard, log=self._house.log(name)
-            )
+            opened = container_stdio_wire(resource, deliver, manager, whose, discard=discard, log=self._house.log(name))
             with self._history.learning_of_image():
                 async with opened as wire:
                     self._over_stdio_now += 1

@@ -44,6 +44,7 @@ class House(Protocol):
     open_remote: OpenRemote
     engine_problem: EngineUnavailable | None
 
+    async def filled(self, resource: McpServerResource) -> McpServerResource: ...
     async def manager(self) -> McpContainerManager: ...
     async def keeper(self, resource: McpServerResource) -> McpContainerManager: ...
     async def take_slot(self, server: str, whose: str) -> Slot: ...
@@ -108,6 +109,7 @@ class _Served:
     scope: str
     last_used_at: float
     is_over: bool
+    resource: McpServerResource  # with its secrets, once it is being started
     manager: McpContainerManager | None = None
     slot: Slot | None = None
     container: Container | None = None
@@ -178,7 +180,7 @@ class ServedContainers:
         nobody ends it between that and the wire."""
         served = self._served.get(scope)
         if served is None:
-            served = _Served(scope, anyio.current_time(), is_over=scope.startswith("call:"))
+            served = _Served(scope, anyio.current_time(), scope.startswith("call:"), self._resource)
             self._house.start_soon(self._start, served)
             self._served[scope] = served
         served.users += 1
@@ -195,7 +197,7 @@ class ServedContainers:
     @asynccontextmanager
     async def _line(self, served: _Served, deliver: Deliver) -> AsyncIterator[Wire]:
         assert served.address is not None, "it is not there yet"
-        resource, explain = at_address(self._resource, served.address), partial(self._explain, served)
+        resource, explain = at_address(served.resource, served.address), partial(self._explain, served)
         line = _Line(self._connections(served, served.address))
         served.lines.add(line)
         try:
@@ -274,12 +276,13 @@ class ServedContainers:
             self._end_if_over(served)
 
     async def _start_in_slot(self, served: _Served) -> None:
+        served.resource = await self._house.filled(self._resource)
         served.manager = await self._house.keeper(self._resource)
         served.slot = await self._house.take_slot(self._resource.name, served.scope)
         try:
             self._history.begins()
             with self._history.learning_of_image():
-                served.container = await served.manager.start_server(self._resource, served.scope)
+                served.container = await served.manager.start_server(served.resource, served.scope)
                 await self._until_ready(served)
         except BaseException:
             self._house.free_slot(served.slot)
@@ -296,7 +299,7 @@ class ServedContainers:
             async with http_client(self._connections(served, address)) as client:
                 open_wire = partial(self._house.open_remote, client=client)
                 with anyio.fail_after(limit):
-                    await until_ready(at_address(self._resource, address), open_wire, runs)
+                    await until_ready(at_address(served.resource, address), open_wire, runs)
             served.address = address
         except BaseException as error:
             is_silent = isinstance(error, TimeoutError) or type(error) is BackendUnavailable

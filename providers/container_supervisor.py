@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -49,6 +49,7 @@ class ContainerSupervisor:
     Args:
         open_remote: opens a wire to a URL.
         lookup: the record of a server as it is now.
+        fill: gives a record with its secrets in place.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class ContainerSupervisor:
         pool: McpConnectionPool,
         open_remote: OpenRemote,
         lookup: Callable[[str], McpServerResource | None],
+        fill: Callable[[McpServerResource], Awaitable[McpServerResource]],
     ) -> None:
-        self.open_remote = open_remote
+        self.open_remote, self._fill = open_remote, fill
         self._options, self._pool, self._lookup = options, pool, lookup
         self._launchers: list[ContainerLauncher] = []
         self._managers = Managers(options)
@@ -88,6 +90,10 @@ class ContainerSupervisor:
         if self._tasks is not None:
             self.start_soon(self._pull, launcher)
         return launcher
+
+    async def filled(self, resource: McpServerResource) -> McpServerResource:
+        """The record with its secrets in place, for whom a wire is being opened."""
+        return await self._fill(resource)
 
     # --- lifetime
 

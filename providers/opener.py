@@ -14,7 +14,7 @@ from providers.client import open_session
 from providers.connection import Key, PooledConnection
 from providers.errors import BackendUnavailable
 from providers.resource import Isolation
-from providers.wire import opened_for
+from providers.wire import opened_by, opened_for
 
 
 class Opener:
@@ -36,12 +36,14 @@ class Opener:
         """
         target, resource = connection.target, connection.target.resource
         timeouts = resource.timeouts
+        identity = None if resource.isolation is Isolation.SHARED else connection.opener.identity
         opened_for.set(connection.key.whose)
+        opened_by.set(identity)
         first = not any(known[:2] == target.key for known in self._eras)
         opening = open_session(
             resource,
             target.open_wire,
-            identity=None if resource.isolation is Isolation.SHARED else connection.opener.identity,
+            identity=identity,
             capabilities=connection.opener.capabilities,
             on_change=lambda method: target.on_change(connection.opener, method),
             on_update=lambda params: target.on_update(connection.key, params),

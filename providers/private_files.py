@@ -14,6 +14,11 @@ from pathlib import Path
 
 from providers.errors import ConfigurationError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -53,6 +58,18 @@ def write_new(name: str | Path, content: bytes, mode: int, folder: int | None = 
         opened.write(content)
         opened.flush()
         os.fsync(file)
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Nobody else who asks for the same lock is in this block at the same time, in whatever process. The file stays."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def put(file: Path, content: bytes) -> None:

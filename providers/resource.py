@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from providers import secret_names
 from providers.container_keys import (
     Capabilities,
     Image,
@@ -233,6 +234,7 @@ class McpServerResource(BaseModel):
     pull: PullPolicy = PullPolicy.MISSING
 
     isolation: Isolation = Isolation.SESSION
+    per_user: bool = Field(default=False, examples=["true"])
     tools: ToolRules = Field(default=ToolRules(), examples=['{ exclude = ["delete_file"] }'])
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
     required_roles: tuple[str, ...] = Field(default=(), examples=['["engineer"]'])
@@ -306,7 +308,7 @@ class McpServerResource(BaseModel):
     def _one_way_to_reach_it(self) -> McpServerResource:
         fields = type(self).model_fields
         given = [key for key in REACH_KEYS if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
-        problem = reach_problem(self.transport_type, given) or self._keeping_problem()
+        problem = reach_problem(self.transport_type, given) or self._keeping_problem() or self._secrets_problem()
         if problem:
             raise ValueError(problem)
         return self
@@ -314,6 +316,17 @@ class McpServerResource(BaseModel):
     def _keeping_problem(self) -> str | None:
         if self.keep and self.isolation is not Isolation.SHARED:
             return 'has keep = true, which needs isolation = "shared": no session outlives the gateway'
+        return None
+
+    def _secrets_problem(self) -> str | None:
+        if self.per_user and self.isolation is Isolation.SHARED:
+            return 'has per_user = true, and isolation = "shared": one session cannot hold the secrets of several users'
+        for key in REACH_KEYS:
+            if secret_names.is_in(value := getattr(self, key)):
+                if key not in secret_names.KEYS:
+                    return f"names a secret in '{key}', which others on the machine can read. Use env, headers or url"
+                if problem := secret_names.problem(value):
+                    return f"{problem[:5]} in '{key}'{problem[5:]}"
         return None
 
     @property

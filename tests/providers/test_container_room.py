@@ -17,6 +17,7 @@ from providers.container_slots import Idle
 from providers.container_supervisor import ContainerSupervisor
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
+from providers.resource import McpServerResource
 from providers.wire import OpenWire
 from tests.helpers.containers import over_stdio, record
 
@@ -47,7 +48,12 @@ class Pool:
 
 def supervisor(folder: Path, pool: Pool) -> ContainerSupervisor:
     options = ContainerOptions(folder / "servers.toml", folder / "state", max_containers=2)
-    return ContainerSupervisor(options, cast("McpConnectionPool", pool), streamable_http_wire, lambda _: None)
+
+    async def nothing_secret(resource: McpServerResource) -> McpServerResource:
+        return resource
+
+    connections = cast("McpConnectionPool", pool)
+    return ContainerSupervisor(options, connections, streamable_http_wire, lambda _: None, nothing_secret)
 
 
 def over_http_since(*since: float, stopped: list[float]) -> ContainerLauncher:

@@ -91,6 +91,9 @@ class Desk:
         self._manager, self._tasks = cast("McpContainerManager", engine), tasks
         self.slots = Slots(20, lambda: False)
 
+    async def filled(self, resource: McpServerResource) -> McpServerResource:
+        return resource
+
     async def manager(self) -> McpContainerManager:
         return self._manager
 
