@@ -16,14 +16,15 @@ from providers.resource import Isolation
 _ANYTHING: Json = {"tools": {}, "resources": {"subscribe": True}, "prompts": {}, "completions": {}, "logging": {}}
 
 
-def honest(declared: Any, mounts: list[tuple[Mount, Identity]]) -> Any:
+def honest(declared: Any, mounts: list[tuple[Mount, Identity]], *, has_own_tools: bool = False) -> Any:
     """The SDK's `ServerCapabilities`, as far as they are true.
 
     Args:
         declared: what FastMCP would say.
         mounts: the servers that the client's user may read, and that user.
+        has_own_tools: whether the gateway has tools of its own.
     """
-    possible = _possible(mounts)
+    possible = _possible(mounts) | ({"tools": {}} if has_own_tools else {})
     told = declared.model_dump(by_alias=True, mode="json", exclude_none=True)
     true = {name: told[name] for name in _ANYTHING if name in told and name in possible}
     if "resources" in true:

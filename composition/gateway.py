@@ -22,11 +22,12 @@ from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
+from composition.own_tools import OwnTools
 from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
-from composition.settings import Settings
+from composition.settings import Settings, ToolListing
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
@@ -122,6 +123,9 @@ class Gateway:
             auth=auth,
             mask_error_details=True,
         )
+        if settings.tools is ToolListing.SEARCH:
+            self.registry.own = own = OwnTools(self.registry, self.mcp, settings.pinned_tools)
+            own.add_search()
         Relay(self.registry, self.pool).serve(self.mcp)
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)

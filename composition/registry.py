@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,7 +24,7 @@ from fastmcp.tools.base import Tool
 from composition.mount import SEPARATOR, Mount, server_of
 from providers.caller import Caller, ClientSessions
 from providers.catalogue import KINDS, Listing
-from providers.components import Offer
+from providers.components import Offer, OfferedTool
 from providers.errors import NotAuthenticated
 from providers.identity import Identity, resolve_identity
 from providers.listener import Listeners
@@ -43,6 +43,25 @@ Component = TypeVar("Component")
 
 _ANNOUNCE_PAUSE = 0.05
 """Seconds in which changes are gathered into one notification."""
+
+
+class OwnComponents(Protocol):
+    """Tools of the gateway itself, beside those of the servers."""
+
+    @property
+    def tools(self) -> Mapping[str, OfferedTool]:
+        """By public name. All begin with a server's name that no server can have then."""
+
+    @property
+    def instructions(self) -> str:
+        """What a model reads of them first."""
+
+    @property
+    def shows_others(self) -> bool:
+        """Whether lists show any tool of a server."""
+
+    def shows(self, name: str) -> bool:
+        """Whether lists show this tool of a server."""
 
 
 class Registry(Provider):
@@ -70,6 +89,7 @@ class Registry(Provider):
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
         self._refresh_interval, self._when_used, self._parking = refresh_interval, when_used, parking
         self.listeners = Listeners(sessions)
+        self.own: OwnComponents | None = None
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
         self._changes: dict[tuple[str, str | None], set[str]] = {}
@@ -235,11 +255,9 @@ class Registry(Provider):
                     if connection.session is not None and connection.serves_session(caller.session):
                         telling.start_soon(connection.session.want_log_level, caller, level)
 
-    async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
-        caller = await self.caller()
+    async def offers(self, caller: Caller) -> list[tuple[Mount, Offer]]:
+        """What each server that a caller may read offers, by name. One that is late or away is left out."""
         mounts = self.readable(caller)
-        if caller is None:
-            return []
         listings: dict[str, Listing | None] = {}
         late = []
         for mount in mounts:
@@ -250,15 +268,21 @@ class Registry(Provider):
                 mount.catalogue.renew_if_stale(caller)
         if late:
             await _ask_all(late, caller, listings)
-        return [
-            component
-            for mount in mounts
-            if (listing := listings[mount.resource.name])
-            for component in pick(mount.offer(listing)).values()
-        ]
+        return [(mount, mount.offer(found)) for mount in mounts if (found := listings[mount.resource.name])]
+
+    async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
+        caller = await self.caller()
+        if caller is None:
+            return []
+        return [component for _, offer in await self.offers(caller) for component in pick(offer).values()]
 
     async def _list_tools(self) -> Sequence[Tool]:
-        return await self._list(lambda offer: offer.tools)
+        if self.own is None:
+            return await self._list(lambda offer: offer.tools)
+        if await self.caller() is None:
+            return []
+        others = await self._list(lambda offer: offer.tools) if self.own.shows_others else []
+        return [*self.own.tools.values(), *(tool for tool in others if self.own.shows(tool.name))]
 
     async def _list_resources(self) -> Sequence[Resource]:
         return await self._list(lambda offer: offer.resources)
@@ -271,6 +295,8 @@ class Registry(Provider):
 
     async def _get_tool(self, name: str, version: Any = None) -> Tool | None:
         caller = await self.caller()
+        if self.own is not None and caller is not None and name in self.own.tools:
+            return self.own.tools[name]
         server, _, inner = name.partition(SEPARATOR)
         mount = self.route(server, caller)
         if mount is None or caller is None:
@@ -307,6 +333,8 @@ class Registry(Provider):
             identity = resolve_identity(self._local)
         except NotAuthenticated:
             return None
+        if self.own is not None and name in self.own.tools:
+            return self.own.tools[name].parameters
         mount = self._mounts.get(name.partition(SEPARATOR)[0])
         if mount is None or not _may_read(mount.resource, identity):
             return None

@@ -104,9 +104,10 @@ class RootMiddleware(Middleware):
             return result
         caller = await self._registry.caller()
         mounts = [(mount, caller.identity) for mount in self._registry.readable(caller)] if caller else []
+        own = self._registry.own
         told = {
-            "instructions": instructions(self._name, mounts),
-            "capabilities": capabilities.honest(result.capabilities, mounts),
+            "instructions": instructions(self._name, mounts) + (own.instructions if own and caller else ""),
+            "capabilities": capabilities.honest(result.capabilities, mounts, has_own_tools=own is not None),
         }
         return result.model_copy(update=told)
 

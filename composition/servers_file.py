@@ -25,7 +25,7 @@ import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 from watchfiles import watch
 
-from composition.settings import Settings, read_settings
+from composition.settings import OWN_SERVER, Settings, ToolListing, read_settings
 from composition.tables import Key, Problem, check, did_you_mean, expand, key_lines, unknown_key, value_at, without
 from providers.errors import ConfigurationError
 from providers.mounts import volume_problems
@@ -245,6 +245,8 @@ class _Tables:
         """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else."""
         self._refuse_other_tables()
         tables = self._table("servers", "write [servers.NAME], in single brackets, for each server")
+        if settings.tools is not ToolListing.ALL and OWN_SERVER in tables:
+            self._add(("servers",), Problem((OWN_SERVER,), "has the name of the gateway's own tools. Give it another"))
         found = {name: self._resource(name, table, settings) for name, table in tables.items()}
         return {name: resource for name, resource in found.items() if resource is not None}
 

@@ -53,10 +53,21 @@ def _check_address(url: str) -> str:
 
 Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Networks = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
+
+
+OWN_SERVER = "gateway"
+"""Whose the gateway's own tools are: `gateway_find_tools`. No server may have this name where there are own tools."""
+
+
+class ToolListing(StrEnum):
+    """What `tools/list` shows: all tools, or those with which a model finds the others."""
+
+    ALL = "all"
+    SEARCH = "search"
 
 
 class AuditMode(StrEnum):
@@ -108,11 +119,13 @@ class Settings(BaseModel):
     docker_host: str | None = Field(default=None, min_length=1, examples=['"unix:///var/run/docker.sock"'])
     docker_allowed_paths: Paths = Field(default=(), examples=['["/srv/data"]'])
     state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
+    tools: ToolListing = Field(default=ToolListing.ALL, examples=['"search"'])
+    pinned_tools: Words = Field(default=(), examples=['["time_*"]'])
     keyring: bool = Field(default=False, description="whether secrets are kept in the keyring of this user")
     public_url: str | None = Field(default=None, min_length=1, examples=['"https://mcp.example.com"'])
     replica_url: str | None = Field(default=None, min_length=1, examples=['"http://10.0.0.3:8808"'])
     operator_role: str = Field(default=ADMIN_ROLE, min_length=1, examples=['"mcp.operator"'])
-    allowed_networks: Networks = Field(default=(), examples=['["10.0.0.0/8"]'])
+    allowed_networks: Words = Field(default=(), examples=['["10.0.0.0/8"]'])
     max_calls_per_user: Count = Field(default=64, description="calls that one user may have under way")
     max_requests_per_second: Rate = Field(default=100.0, description="requests of one user, on average")
     audit: AuditMode = Field(default=AuditMode.OFF, examples=['"on"'])

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,18 @@ def servers_path(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(named).expanduser() if named else ROOT / "servers.toml"
 
 
-def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS) -> Gateway:
+def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **settings: Any) -> Gateway:
     """The gateway that the environment and servers.toml describe.
+
+    Args:
+        settings: what a command sets whatever the operator has chosen.
 
     Raises:
         ConfigurationError: with everything that is wrong.
     """
-    return Gateway(load_configuration(servers_path()), max_connections=max_connections)
+    configuration = load_configuration(servers_path())
+    chosen = configuration.settings.model_copy(update=settings)
+    return Gateway(replace(configuration, settings=chosen), max_connections=max_connections)
 
 
 def run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
