@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from composition import containers, serving
+from composition import containers, serving, token_command
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers)
+GROUPS = (serving, containers, token_command)
 """In the order in which `--help` shows them."""
 
 

@@ -26,6 +26,7 @@ from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
+from composition.token_watch import TokenWatch
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
@@ -108,7 +109,9 @@ class Gateway:
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
-        self.root = RootMiddleware(settings.name, self.registry)
+        self.watch = TokenWatch(auth.verify_token if auth else None)
+        self.sessions.on_use.append(lambda key: self.watch.hold_session(key, partial(self.sessions.silence, key)))
+        self.root = RootMiddleware(settings.name, self.registry, self.watch)
         self.mcp: FastMCP[Any] = DirectServer(
             self.registry,
             name=settings.name,
@@ -172,6 +175,7 @@ class Gateway:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
                     self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
+                    tasks.start_soon(self.watch.run)
                     tasks.start_soon(self._follow_file)
                     for mount in self.registry.mounts.values():
                         self._start_if_eager(mount.resource)
@@ -260,6 +264,7 @@ class Gateway:
         return self._http
 
     async def _session_ended(self, session: str) -> None:
+        self.watch.release_session(session)
         await self.pool.end_session(session)
         self.containers.end_session(session)
         self.registry.session_ended(session)
