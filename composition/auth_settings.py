@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import BaseModel, ConfigDict, Field
 
-from composition.tables import Problem, did_you_mean
+from composition.tables import Problem
 from providers.tokens import ISSUER as TOKENS_ISSUER
 
 ALGORITHMS = tuple(f"{family}{size}" for family in ("RS", "PS", "ES", "HS") for size in (256, 384, 512))
@@ -95,8 +95,7 @@ def _jwt_problems(auth: AuthSettings, issuer: str) -> Iterator[tuple[str, str]]:
     if auth.jwks_url is not None and (problem := _address_problem(auth.jwks_url)):
         yield "jwks_url", problem
     if auth.signed_with not in ALGORITHMS:
-        hint = did_you_mean(auth.signed_with.upper(), ALGORITHMS)
-        yield "algorithm", f"must be one of {', '.join(ALGORITHMS)}.{hint}".rstrip(".")
+        yield "algorithm", f"must be one of {', '.join(ALGORITHMS)}"
     elif auth.signed_with.startswith("HS") and auth.jwks_url is not None:
         yield "algorithm", "is one with a shared secret, which no address gives away. Write the secret as key = …"
     elif auth.key is not None and (problem := _key_problem(auth.key, auth.signed_with)):

@@ -118,7 +118,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
     assert missing.startswith(
         f"{file}:1: [gateway] key 'auth.audience' is missing. Write whom the tokens are meant for"
     )
-    assert unknown.startswith(f"{file}:5: [gateway] key 'auth.algorithm' must be one of {', '.join(ALGORITHMS)}.")
+    assert unknown.startswith(f"{file}:5: [gateway] key 'auth.algorithm' must be one of {', '.join(ALGORITHMS)}")
     assert SECRET not in str(caught.value)
 
 
