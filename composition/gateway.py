@@ -53,6 +53,10 @@ logger = logging.getLogger(__name__)
 VERSION = "0.1.0"
 STDIO_MAX_CONNECTIONS = 20
 SERVE_MAX_CONNECTIONS = 200
+_NEEDS_SERVE = (
+    "[gateway.auth] says who may come in over HTTP, and here nobody would be asked: "
+    "everybody would be an administrator. Serve with 'server.py serve'"
+)
 
 
 class GatewayState(StrEnum):
@@ -119,6 +123,7 @@ class Gateway:
             middleware=[self.root],
             lifespan=self._lifespan,
             auth=auth,
+            http_refusal=_NEEDS_SERVE if settings.auth.is_on and auth is None else None,
             mask_error_details=True,
         )
         Relay(self.registry, self.pool).serve(self.mcp)

@@ -13,7 +13,9 @@ import aiohttp
 import pytest
 
 from composition.auth import claim_at
+from composition.gateway import Gateway
 from composition.http import bind
+from composition.servers_file import load_configuration
 from providers.errors import ConfigurationError
 from providers.lines import MODERN
 from providers.tokens import TokenFile
@@ -273,6 +275,15 @@ async def test_the_public_name_is_known_and_no_other(headers: dict[str, str], ex
     async with gateway_over_http(team(RS256, public_url="https://mcp.example.com")) as gateway:
         assert await status(gateway.url, jwt(), **headers) == expected
         assert await status(gateway.url, jwt()) == 200
+
+
+def test_nobody_serves_past_the_door(tmp_path: Path) -> None:
+    """`fastmcp run server.py --transport http` would: it knows of no tokens."""
+    file = tmp_path / "servers.toml"
+    file.write_text('[gateway.auth]\ntokens = "tokens.json"')
+    gateway = Gateway(load_configuration(file, {}))
+    with pytest.raises(ConfigurationError, match=r"Serve with 'server\.py serve'"):
+        gateway.mcp.http_app()
 
 
 def test_an_address_that_others_reach_needs_a_public_name() -> None:
