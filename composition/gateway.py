@@ -96,7 +96,8 @@ class Gateway:
                 health_interval=settings.health_interval,
             )
         )
-        self.parking = ParkingLot()
+        self.watch = TokenWatch(auth.verify_token if auth else None)
+        self.parking = ParkingLot(hold=self.watch.hold)
         self.containers = ContainerSupervisor(
             container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
         )
@@ -113,7 +114,6 @@ class Gateway:
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
-        self.watch = TokenWatch(auth.verify_token if auth else None)
         self.sessions.on_use.append(lambda key: self.watch.hold_session(key, partial(self.sessions.silence, key)))
         self.root = RootMiddleware(settings.name, self.registry, self.watch)
         self.mcp: FastMCP[Any] = DirectServer(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 from fastmcp.server.auth import AccessToken
@@ -62,20 +63,24 @@ class TokenWatch:
 
     # --- what is held
 
-    @contextmanager
-    def holding(self, end: End, token: AccessToken | None = None) -> Iterator[None]:
-        """Have `end` called should the token stop being valid within the block.
+    def hold(self, end: End, token: AccessToken | None = None) -> End:
+        """Have `end` called should the token stop being valid, until what this gives is called.
 
         Args:
             end: called once, in the event loop; it must not wait.
             token: that of the current request where none is given.
         """
         held = self._hold(end, token or self._current())
+        return partial(self._release, *held) if held is not None else _nothing
+
+    @contextmanager
+    def holding(self, end: End, token: AccessToken | None = None) -> Iterator[None]:
+        """The same for a block."""
+        release = self.hold(end, token)
         try:
             yield
         finally:
-            if held is not None:
-                self._release(*held)
+            release()
 
     def hold_session(self, session: str, end: End) -> None:
         """Have `end` called should the token stop being valid with which a client session was used last."""
@@ -152,6 +157,10 @@ class TokenWatch:
         logger.info("a token of user '%s' is not valid any more: %d things ended", key[1].user_id, len(held.ends))
         for end in list(held.ends.values()):
             end()
+
+
+def _nothing() -> None:
+    """There is no token, and so nothing to release."""
 
 
 class EndsWithToken:

@@ -22,7 +22,7 @@ from providers.lines import MODERN
 from providers.resource import McpServerResource
 from providers.tokens import StaticToken, TokenFile
 from tests.helpers.faults import HELLO, WAIT, echoes, lists_echo, offers_tools, until_at_rest
-from tests.helpers.gateway import ERAS, LEGACY, ServedGateway, gateway_over_http, servers_toml
+from tests.helpers.gateway import ERAS, LEGACY, ServedGateway, gateway_over_http, local, patient_toml
 from tests.helpers.http_backend import Seen, http_backend
 from tests.helpers.issuer import AUDIENCE, ISSUER, jwt, public_key
 from tests.helpers.processes import eventually
@@ -85,7 +85,8 @@ async def team(folder: Path) -> AsyncIterator[Team]:
     auth = {"tokens": "tokens.json", "issuer": ISSUER, "audience": AUDIENCE, "key": public_key()}
     async with http_backend(**answers, **{"notifications/cancelled": stops}) as backend:
         docs = {"url": backend.url, "required_roles": ["dev"]}
-        async with gateway_over_http(servers_toml({"docs": docs}, auth=auth)) as gateway:
+        asks = local("raw_asks.py", required_roles=["dev"])
+        async with gateway_over_http(patient_toml({"docs": docs, "asks": asks}, auth=auth)) as gateway:
             made.append(Team(gateway, TokenFile(gateway.path.with_name("tokens.json"))))
             yield made[0]
 
@@ -199,6 +200,17 @@ async def test_a_subscription_of_the_newest_era_ends_with_its_token(tmp_path: Pa
             revoke(house)
             with anyio.fail_after(SOON):
                 await ended.wait()
+
+
+async def test_a_call_that_waits_for_its_client_ends_with_its_token(tmp_path: Path) -> None:
+    """It has no request open: it is parked until the client comes back with an answer."""
+    async with team(tmp_path) as house, house.client(house.token("ann"), NEWEST) as ann:
+        ann.capabilities = {"roots": {}}
+        result = await ann.call("asks_ask", {"ask": [{"method": "roots/list"}], "then": []})
+        parking = house.gateway.gateway.parking
+        assert (result["resultType"], parking.parked, house.leases) == ("input_required", 1, 1)
+        revoke(house)
+        await eventually(lambda: (parking.parked, house.leases) == (0, 0), within=SOON)
 
 
 @pytest.mark.core
