@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from composition import containers, secret_command, serving, tools_command
+from composition import containers, secret_command, serving, token_command, tools_command
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers, tools_command, secret_command)
+GROUPS = (serving, containers, tools_command, secret_command, token_command)
 """In the order in which `--help` shows them."""
 
 

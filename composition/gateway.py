@@ -28,6 +28,7 @@ from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from composition.settings import Settings, ToolListing
+from composition.token_watch import TokenWatch
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
@@ -56,6 +57,10 @@ logger = logging.getLogger(__name__)
 VERSION = "0.1.0"
 STDIO_MAX_CONNECTIONS = 20
 SERVE_MAX_CONNECTIONS = 200
+_NEEDS_SERVE = (
+    "[gateway.auth] says who may come in over HTTP, and here nobody would be asked: "
+    "everybody would be an administrator. Serve with 'server.py serve'"
+)
 
 
 class GatewayState(StrEnum):
@@ -95,8 +100,9 @@ class Gateway:
                 health_interval=settings.health_interval,
             )
         )
-        self.parking = ParkingLot()
         self.secrets = open_secrets(settings)
+        self.watch = TokenWatch(auth.verify_token if auth else None)
+        self.parking = ParkingLot(hold=self.watch.hold)
         self.containers = ContainerSupervisor(
             container_options(configuration), self.pool, self._open_remote, self._record, self._filled
         )
@@ -113,7 +119,8 @@ class Gateway:
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
-        self.root = RootMiddleware(settings.name, self.registry)
+        self.sessions.on_use.append(lambda key: self.watch.hold_session(key, partial(self.sessions.silence, key)))
+        self.root = RootMiddleware(settings.name, self.registry, self.watch)
         self.mcp: FastMCP[Any] = DirectServer(
             self.registry,
             name=settings.name,
@@ -121,6 +128,7 @@ class Gateway:
             middleware=[self.root],
             lifespan=self._lifespan,
             auth=auth,
+            http_refusal=_NEEDS_SERVE if settings.auth.is_on and auth is None else None,
             mask_error_details=True,
         )
         if settings.tools is ToolListing.SEARCH:
@@ -180,6 +188,7 @@ class Gateway:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
                     self.root.resume()
                     tasks.start_soon(self.registry.run, self.store, tasks)
+                    tasks.start_soon(self.watch.run)
                     tasks.start_soon(self._follow_file)
                     for mount in self.registry.mounts.values():
                         self._start_if_eager(mount.resource)
@@ -274,6 +283,7 @@ class Gateway:
         return self._http
 
     async def _session_ended(self, session: str) -> None:
+        self.watch.release_session(session)
         await self.pool.end_session(session)
         self.containers.end_session(session)
         self.registry.session_ended(session)

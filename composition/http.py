@@ -10,9 +10,9 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.middleware import Middleware as StarletteMiddleware
@@ -20,10 +20,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from composition.auth_settings import is_loopback
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
 from composition.starting import settle_memory
+from composition.token_watch import EndsWithToken
 from providers import lines
 from providers.errors import ConfigurationError
 
@@ -45,8 +47,14 @@ def build_app(gateway: Gateway) -> ASGIApp:
         open_sessions=gateway.sessions.count,
         max_sessions=gateway.settings.max_sessions_per_user,
     )
+    metadata_url = getattr(gateway.mcp.auth, "metadata_url", lambda path: None)(PATH)
+    ends_with_token = StarletteMiddleware(EndsWithToken, watch=gateway.watch, metadata_url=metadata_url)
     mcp_app = gateway.mcp.http_app(
-        path=PATH, host_origin_protection=True, middleware=[guard], **_session_options(gateway)
+        path=PATH,
+        host_origin_protection=True,
+        middleware=[ends_with_token, guard],
+        **_public_names(gateway.settings.public_url),
+        **_session_options(gateway),
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +70,14 @@ def _trimmed(scope: Scope) -> Scope:
     """Spaces around a header's value are no part of it (RFC 9110, 5.5); httptools leaves those behind it."""
     headers = [(name, value.strip(b" \t")) for name, value in scope.get("headers", ())]
     return {**scope, "headers": headers}
+
+
+def _public_names(public_url: str | None) -> dict[str, Any]:
+    """The host and the origin by which clients know the gateway, besides the address that it listens on."""
+    if public_url is None:
+        return {}
+    parts = urlsplit(public_url)
+    return {"allowed_hosts": [parts.hostname], "allowed_origins": [f"{parts.scheme}://{parts.netloc}"]}
 
 
 def _session_options(gateway: Gateway) -> dict[str, Any]:
@@ -87,16 +103,22 @@ def _readyz(gateway: Gateway) -> JSONResponse:
 _PROBES: dict[str, Callable[[Gateway], JSONResponse]] = {"/livez": _livez, "/readyz": _readyz}
 
 
-def bind(host: str, port: int, *, has_auth: bool) -> socket.socket:
+def bind(host: str, port: int, *, has_auth: bool, public_url: str | None = None) -> socket.socket:
     """A listening socket.
 
     Raises:
-        ConfigurationError: the address is not loopback and nobody is authenticated, or it cannot be had.
+        ConfigurationError: the address is not loopback, and nobody is authenticated or it has no public name; or it
+            cannot be had.
     """
-    if not has_auth and not _is_loopback(host):
+    if not has_auth and not is_loopback(host):
         raise ConfigurationError(
             f"--host {host}: without authentication the gateway serves this machine alone (127.0.0.1, ::1, localhost). "
             "Whoever could reach that address would be an administrator."
+        )
+    if public_url is None and not is_loopback(host):
+        raise ConfigurationError(
+            f"--host {host}: an address that others reach needs 'public_url' under [gateway]: the address by which "
+            'clients know the gateway, as in public_url = "https://mcp.example.com". Other names are refused.'
         )
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -107,13 +129,6 @@ def bind(host: str, port: int, *, has_auth: bool) -> socket.socket:
     # Connections take this over. asyncio does not set it on them (uvloop does), and then an answer waits for 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def address_of(listener: socket.socket) -> str:

@@ -42,7 +42,7 @@ from providers.lines import Json
 from providers.listener import Listener
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
-from providers.resource import McpServerResource, can_access
+from providers.resource import McpServerResource, may
 from providers.store import StoreMiddleware
 from providers.subscriptions import Subscriptions
 from providers.wire import OpenWire
@@ -122,7 +122,7 @@ class Mount:
 
     def _may_read(self, identity: Identity) -> bool:
         resource = self._lookup(self.resource.name)
-        return resource is not None and resource.is_enabled and can_access(resource, identity.user_id, identity.roles)
+        return resource is not None and resource.is_enabled and may(identity, "read", resource)
 
     def _caller(self) -> Caller:
         identity = current_identity()

@@ -30,7 +30,7 @@ from providers.identity import Identity, resolve_identity
 from providers.listener import Listeners
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
-from providers.resource import McpServerResource, can_access
+from providers.resource import McpServerResource, may
 from providers.store import McpResourceStoreBase, Snapshot
 from providers.wire import OpenWire
 
@@ -377,4 +377,4 @@ async def _ask_all(late: list[Mount], caller: Caller, listings: dict[str, Listin
 
 
 def _may_read(resource: McpServerResource, identity: Identity) -> bool:
-    return can_access(resource, identity.user_id, identity.roles)
+    return may(identity, "read", resource)

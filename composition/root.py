@@ -15,6 +15,7 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from composition import capabilities
 from composition.mount import Mount
 from composition.registry import Registry
+from composition.token_watch import TokenWatch
 from providers import lines, verbatim
 from providers.errors import GatewayError, ProtocolError
 from providers.identity import Identity
@@ -24,13 +25,19 @@ _MAX_PURPOSE = 300
 _MAX_INSTRUCTIONS = 16 * 1024
 """Characters of one server's own instructions; no model reads more, and a client may refuse a longer welcome."""
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
+_TOKEN_ENDED = "its token is not valid any more. Get a new one and call again."
 _FAREWELL_SECONDS = 1.0
 """What a call that is ended gets to say so."""
 
 
 class RootMiddleware(Middleware):
-    def __init__(self, name: str, registry: Registry) -> None:
-        self._name, self._registry = name, registry
+    """
+    Args:
+        watch: ends calls whose token stops being valid.
+    """
+
+    def __init__(self, name: str, registry: Registry, watch: TokenWatch | None = None) -> None:
+        self._name, self._registry, self._watch = name, registry, watch or TokenWatch(None)
         self._calls: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._is_draining = False
@@ -65,7 +72,7 @@ class RootMiddleware(Middleware):
             return await super().__call__(context, call_next)
         if self._is_draining:
             raise GatewayError(_SHUTTING_DOWN)
-        with anyio.CancelScope() as call:
+        with anyio.CancelScope() as call, self._watch.holding(call.cancel):
             self._calls.add(call)
             try:
                 return await call_next(context)
@@ -79,7 +86,7 @@ class RootMiddleware(Middleware):
                 self._calls.discard(call)
                 if not self._calls:
                     self._idle.set()
-        raise GatewayError(f"the call was ended: {_SHUTTING_DOWN}")
+        raise GatewayError(f"the call was ended: {_SHUTTING_DOWN if self._is_draining else _TOKEN_ENDED}")
 
     async def _set_log_level(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         result = await call_next(context)  # first: FastMCP refuses a level that there is none of

@@ -239,7 +239,10 @@ class _Tables:
         settings, problems = read_settings(table, self._environ)
         for problem in problems:
             self._add(("gateway",), problem)
-        return settings
+        if settings.auth.tokens is None:
+            return settings
+        tokens = str(self._directory / os.path.expanduser(settings.auth.tokens))  # noqa: PTH111 - Path's raises
+        return settings.model_copy(update={"auth": settings.auth.model_copy(update={"tokens": tokens})})
 
     def resources(self, settings: Settings) -> dict[str, McpServerResource]:
         """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else."""
@@ -301,6 +304,7 @@ class _Tables:
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
         if not is_off and isinstance(volumes := data.get("docker_volumes"), list):
             unseen = hidden(state_folder(settings.state_dir), self._path)
+            unseen += (settings.auth.tokens,) if settings.auth.tokens else ()  # who writes to it is an administrator
             looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths, unseen)
             problems += [Problem(("docker_volumes", place), text) for place, text in looked]
         resource, found = check(McpServerResource, data, written, problems)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from composition.gateway import SERVE_MAX_CONNECTIONS
-from composition.http import address_of, bind, serve
+from composition.http import PATH, address_of, bind, serve
 from composition.report import Report, Table, connect_all
+from composition.servers_file import load_configuration
 from composition.starting import (
     FAILED,
     OK,
@@ -26,6 +27,8 @@ from composition.starting import (
     on_signals,
     run,
     run_in_loop,
+    served_gateway,
+    servers_path,
     settle_memory,
 )
 
@@ -86,8 +89,10 @@ def _exit_now(number: int) -> None:
 
 
 async def _serve(host: str, port: int) -> int:
-    gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS)
-    listener = bind(host, port, has_auth=gateway.mcp.auth is not None)
+    configuration = load_configuration(servers_path())
+    settings = configuration.settings
+    listener = bind(host, port, has_auth=settings.auth.is_on, public_url=settings.public_url)
+    gateway = served_gateway(configuration, address_of(listener).removesuffix(PATH))
 
     async def show_progress() -> None:
         resources = list(gateway.configuration.resources.values())

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticKnownError
 
+from composition.auth_settings import AuthSettings as AuthSettings
+from composition.auth_settings import auth_problems
 from composition.tables import Key, Problem, check, expand, without
 from providers.identity import ADMIN_ROLE
 from providers.resource import Seconds, Timeouts
@@ -48,6 +50,8 @@ def _check_address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise ValueError("must be an address that begins with http:// or https:// and holds no user, query or fragment")
+    if any(sign in parts.hostname for sign in "*?[]") or not url.isprintable():
+        raise ValueError("must name one host, without '*'")
     return url.rstrip("/")
 
 
@@ -76,26 +80,6 @@ class AuditMode(StrEnum):
     OFF = "off"
     ON = "on"
     STRICT = "strict"
-
-
-class AuthSettings(BaseModel):
-    """Who may come in over HTTP: holders of static tokens, of JWTs of one issuer, or both."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    tokens: str | None = Field(default=None, min_length=1, examples=['"tokens.json"'])
-    issuer: str | None = Field(default=None, min_length=1, examples=['"https://login.example.com"'])
-    audience: str | None = Field(default=None, min_length=1, examples=['"https://mcp.example.com/mcp"'])
-    jwks_url: str | None = Field(default=None, min_length=1, examples=['"https://login.example.com/jwks.json"'])
-    key: str | None = Field(default=None, min_length=1, repr=False, examples=['"${JWT_PUBLIC_KEY}"'])
-    algorithm: str | None = Field(default=None, min_length=1, examples=['"RS256"'])
-    scopes: tuple[str, ...] = Field(default=(), examples=['["mcp"]'])
-    name_claim: str = Field(default="name", min_length=1, examples=['"preferred_username"'])
-    roles_claim: str = Field(default="roles", min_length=1, examples=['"realm_access.roles"'])
-
-    @property
-    def is_on(self) -> bool:
-        return self.tokens is not None or self.issuer is not None
 
 
 class Settings(BaseModel):
@@ -187,6 +171,7 @@ def read_settings(table: Mapping[str, Any], environ: Mapping[str, str]) -> tuple
         if isinstance(inner, dict):
             inner[last] = value
     settings, problems = check(Settings, data, table, unset)
+    problems += auth_problems(settings.auth) if settings else []
     names: dict[Key | None, str] = {key: name for name, key in VARIABLES.items() if key in given}
     return settings or Settings(), [
         Problem(None, f"environment variable {names[key]} {text}") if key in names else Problem(key, text)

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from composition.gateway import STDIO_MAX_CONNECTIONS, Gateway
-from composition.servers_file import load_configuration
+from composition.auth import build_auth
+from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
+from composition.servers_file import Configuration, load_configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +46,19 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **set
     configuration = load_configuration(servers_path())
     chosen = configuration.settings.model_copy(update=settings)
     return Gateway(replace(configuration, settings=chosen), max_connections=max_connections)
+
+
+def served_gateway(configuration: Configuration, served_at: str) -> Gateway:
+    """The gateway that serves HTTP, which lets in whom `[gateway.auth]` says.
+
+    Args:
+        served_at: the address that is listened on, without a path.
+
+    Raises:
+        ConfigurationError: the file of tokens cannot be used.
+    """
+    auth = build_auth(configuration.settings, served_at)
+    return Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
 
 
 def run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:

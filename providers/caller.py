@@ -147,12 +147,15 @@ def front_of(context: Context | None, caller: Caller) -> Front | None:
 
 class ClientSessions:
     """The client sessions that are alive, each under a key of our own (never the client's session id, which is a
-    credential). Sessions end by themselves; whoever holds something for one registers in `on_end`."""
+    credential). Sessions end by themselves; whoever holds something for one registers in `on_end`. Who vouches for
+    them is told of each use in `on_use`, and may `silence` one: it hears nothing until it is used again."""
 
     def __init__(self) -> None:
         self._keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._identities: dict[str, Identity] = {}
+        self._silent: set[str] = set()
         self.on_end: list[Callable[[str], Awaitable[None]]] = []
+        self.on_use: list[Callable[[str], None]] = []
 
     def __repr__(self) -> str:
         return f"<ClientSessions {len(self._identities)} alive>"
@@ -170,7 +173,15 @@ class ClientSessions:
         owner = lines.session_owner(context)
         key = self._keys.get(owner) or self._remember(owner)
         self._identities[key] = identity
+        self._silent.discard(key)
+        for callback in self.on_use:
+            callback(key)
         return Caller(identity, key, Capabilities.of(lines.declared_capabilities(context)))
+
+    def silence(self, key: str) -> None:
+        """Tell this session nothing until its user calls again: nobody vouches for it any more."""
+        if key in self._identities:
+            self._silent.add(key)
 
     def count(self, identity: Identity) -> int:
         """How many sessions of a user are alive."""
@@ -187,6 +198,7 @@ class ClientSessions:
         async def ended() -> None:
             self._identities.pop(key, None)
             self._keys.pop(owner, None)
+            self._silent.discard(key)
             for callback in self.on_end:
                 await callback(key)
 
@@ -200,15 +212,21 @@ class ClientSessions:
     async def tell(self, caller: Caller, method: str, params: Json) -> None:
         """Send a notification to the caller's session at large. A client that is gone, or does not take it in time, is
         no error."""
-        owner = next((owner for owner, key in self._keys.items() if key == caller.session), None)
+        owner = self._owner(caller)
         if owner is not None:
             await self._tell(owner, [method], params)
 
     async def log(self, caller: Caller, params: Json) -> None:
         """Pass a log message on that belongs to a handshake session and to none of its calls."""
-        owner = next((owner for owner, key in self._keys.items() if key == caller.session), None)
+        owner = self._owner(caller)
         if owner is not None and is_loud_enough(params.get("level"), lines.session_log_level(owner)):
             await self._tell(owner, ["notifications/message"], params)
+
+    def _owner(self, caller: Caller) -> Any:
+        """Whom to tell; None where the session is gone or silenced."""
+        if caller.session in self._silent:
+            return None
+        return next((owner for owner, key in self._keys.items() if key == caller.session), None)
 
     async def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
         """Send notifications without params to each session, as its user is concerned; a stuck client costs the others
@@ -216,7 +234,7 @@ class ClientSessions:
         async with anyio.create_task_group() as tasks:
             for owner, key in list(self._keys.items()):
                 identity = self._identities.get(key)
-                if identity is not None and (methods := methods_for(identity)):
+                if identity is not None and key not in self._silent and (methods := methods_for(identity)):
                     tasks.start_soon(self._tell, owner, methods)
 
     async def _tell(self, owner: Any, methods: list[str], params: Json | None = None) -> None:

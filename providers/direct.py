@@ -18,17 +18,30 @@ from fastmcp.server.middleware import MiddlewareContext
 from fastmcp.server.providers import Provider
 from fastmcp.tools.base import Tool
 
+from providers.errors import ConfigurationError
+
 
 class DirectServer(FastMCP[Any]):
     """A server of `provider`'s components, and of nothing else.
 
     Args:
+        http_refusal: why it may not be served over HTTP as it is; None where it may.
         options: as for `FastMCP`.
     """
 
-    def __init__(self, provider: Provider, **options: Any) -> None:
-        self._only = provider
+    def __init__(self, provider: Provider, *, http_refusal: str | None = None, **options: Any) -> None:
+        self._only, self._http_refusal = provider, http_refusal
         super().__init__(providers=[provider], dereference_schemas=False, **options)
+
+    def http_app(self, *arguments: Any, **options: Any) -> Any:
+        """As FastMCP's.
+
+        Raises:
+            ConfigurationError: it may not be served over HTTP.
+        """
+        if self._http_refusal is not None:
+            raise ConfigurationError(self._http_refusal)
+        return super().http_app(*arguments, **options)
 
     async def get_tool(self, name: str, version: Any = None) -> Tool | None:
         return await self._only.get_tool(name, version)

@@ -239,10 +239,19 @@ class ParkingLot:
 
     Args:
         most, most_per_user: how many may be parked at once.
+        hold: told how to end a call that is parked now, should its client's token stop being valid; gives what is to
+            be called when the call is parked no more.
     """
 
-    def __init__(self, *, most: int = MAX_PARKED, most_per_user: int = MAX_PARKED_PER_USER) -> None:
-        self._most, self._most_per_user = most, most_per_user
+    def __init__(
+        self,
+        *,
+        most: int = MAX_PARKED,
+        most_per_user: int = MAX_PARKED_PER_USER,
+        hold: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+    ) -> None:
+        self._most, self._most_per_user, self._hold = most, most_per_user, hold
+        self._releases: dict[ParkableCall, Callable[[], None]] = {}
         self._calls: set[ParkableCall] = set()
         self._parked: dict[str, ParkableCall] = {}
         self._tasks: TaskGroup | None = None
@@ -321,6 +330,8 @@ class ParkingLot:
             )
         state = secrets.token_urlsafe(32)
         self._parked[state] = call
+        if self._hold is not None:
+            self._releases[call] = self._hold(call.end)
         return state
 
     def forget(self, call: ParkableCall) -> None:
@@ -330,6 +341,8 @@ class ParkingLot:
 
     def _unpark(self, call: ParkableCall) -> None:
         self._parked = {state: each for state, each in self._parked.items() if each is not call}
+        if (release := self._releases.pop(call, None)) is not None:
+            release()
 
     def end_server(self, server: str) -> None:
         """A server was removed: nobody comes back for what is parked there."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -41,7 +41,7 @@ from providers.container_keys import (
     User,
     Volumes,
 )
-from providers.identity import ADMIN_ROLE, strip_auth_headers
+from providers.identity import ADMIN_ROLE, Identity, strip_auth_headers
 from providers.reach import REACH_KEYS, reach_problem, transport_of
 from providers.reach import TransportType as TransportType
 
@@ -358,16 +358,29 @@ class McpServerResource(BaseModel):
 Operation = Literal["read", "write"]
 
 
-def can_access(resource: McpServerResource, user_id: str, roles: Iterable[str], operation: Operation = "read") -> bool:
+def can_access(resource: McpServerResource, user: str, roles: Iterable[str], operation: Operation = "read") -> bool:
     """Whether a user may read (see and use) or write (change) a resource.
 
     Read: its creator, an `mcp.admin`, or one of its `required_roles`; `"*"` is everyone who is authenticated;
-    an empty list is nobody else. Write: its creator or an `mcp.admin`. User ids and roles compare exactly. The
+    an empty list is nobody else. Write: its creator or an `mcp.admin`. Users and roles compare exactly. The
     file is no user: a token for somebody called `servers.toml` creates nothing.
+
+    Args:
+        user: the key of an identity, which names its issuer: two issuers may both have an 'ann'.
     """
     held = frozenset(roles)
-    if ADMIN_ROLE in held or (user_id == resource.created_by != SERVERS_FILE):
+    if ADMIN_ROLE in held or (user == resource.created_by != SERVERS_FILE):
         return True
     if operation == "write":
         return False
     return EVERYONE in resource.required_roles or not held.isdisjoint(resource.required_roles)
+
+
+def may(identity: Identity, operation: Operation, resource: McpServerResource) -> bool:
+    """`can_access` for a verified caller. Who makes a resource for one sets its `created_by` to `identity.key`."""
+    return can_access(resource, identity.key, identity.roles, operation)
+
+
+def creator_name(created_by: str) -> str:
+    """A resource's creator as people know it: the user's id, without the issuer that `created_by` names before it."""
+    return unquote(created_by.rpartition("/")[2])

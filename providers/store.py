@@ -18,7 +18,7 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from providers.errors import VersionConflict
 from providers.identity import current_identity
-from providers.resource import McpServerResource, can_access
+from providers.resource import McpServerResource, may
 
 Snapshot = Mapping[str, McpServerResource]
 """All records at one moment, by name. No answer is an exception; no servers is an empty snapshot."""
@@ -138,7 +138,7 @@ class StoreMiddleware(Middleware):
         resource, identity = self._lookup(self._name), current_identity()
         if resource is None or identity is None or not resource.is_enabled:
             return True
-        return not can_access(resource, identity.user_id, identity.roles)
+        return not may(identity, "read", resource)
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if not self._hidden():

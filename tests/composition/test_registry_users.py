@@ -169,7 +169,7 @@ async def test_what_may_not_be_read_is_in_no_list_and_in_no_instructions() -> No
         ("bob", ("boss", "other"), {"everybodys", "bosses"}),
         ("bob", (), {"everybodys"}),
         ("eve", ("*", "Dev", "mcp.Admin", "dev,boss"), {"everybodys"}),
-        ("root", ("mcp.admin",), {"everybodys", "devs", "bosses", "anns", "nobodys"}),
+        ("root", ("mcp.admin",), {"everybodys", "devs", "bosses", "anns", "of-another-ann", "nobodys"}),
         ("servers.toml", (), {"everybodys"}),
     ],
 )
@@ -179,7 +179,8 @@ async def test_who_sees_and_uses_which_server(name: str, roles: tuple[str, ...],
         record("devs", "dev"),
         record("bosses", "boss"),
         record("nobodys"),
-        record("anns", created_by="ann"),
+        record("anns", created_by="https%3A%2F%2Fissuer.example/ann"),
+        record("of-another-ann", created_by="local/ann"),
     ]
     async with team(*records) as house, user(house, name, *roles) as client:
         listed = {each.partition("_")[0] for each in await client.tools()}

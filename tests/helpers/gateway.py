@@ -26,8 +26,9 @@ from fastmcp import Client
 from fastmcp.client.transports import StdioTransport, StreamableHttpTransport
 from fastmcp.server.auth import AuthProvider
 
+from composition.auth import build_auth
 from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
-from composition.http import ClientConnection, address_of, bind, build_app
+from composition.http import PATH, ClientConnection, address_of, bind, build_app
 from composition.servers_file import load_configuration
 from providers.lines import MODERN
 from tests.helpers.processes import SERVERS, START_TIMEOUT, end, eventually, stdio_server
@@ -109,10 +110,11 @@ async def gateway_over_http(toml: str, *, auth: AuthProvider | None = None) -> A
     """A gateway with these servers at a free port.
 
     Args:
-        auth: FastMCP's auth provider; without one every caller is the local user.
+        auth: FastMCP's auth provider; without one, and without `[gateway.auth]`, every caller is the local user.
     """
     with _servers_file(toml) as path, bind("127.0.0.1", 0, has_auth=auth is not None) as listener:
         configuration = await anyio.to_thread.run_sync(load_configuration, path)
+        auth = auth or build_auth(configuration.settings, address_of(listener).removesuffix(PATH))
         gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
         config = uvicorn.Config(
             build_app(gateway),

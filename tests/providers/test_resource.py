@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from providers.identity import Identity
 from providers.resource import (
     EVERYONE,
     NAME_PATTERN,
@@ -17,6 +19,8 @@ from providers.resource import (
     ToolRules,
     TransportType,
     can_access,
+    creator_name,
+    may,
     reach_problem,
 )
 
@@ -250,3 +254,13 @@ def test_a_user_called_like_the_file_is_not_the_creator_of_its_servers() -> None
     resource = McpServerResource(name="time", command="uvx", created_by="servers.toml")
     assert not can_access(resource, "servers.toml", [], "read")
     assert not can_access(resource, "servers.toml", [], "write")
+
+
+@pytest.mark.parametrize("issuer", ["local", "tokens", "https://login.example.com"])
+def test_a_creator_is_a_user_of_one_issuer(issuer: str) -> None:
+    ann = Identity("ann/lee", "Ann", issuer=issuer)
+    resource = record(created_by=ann.key)
+    assert may(ann, "read", resource) and may(ann, "write", resource)
+    for other in (replace(ann, issuer="another"), replace(ann, user_id="ann"), replace(ann, user_id=ann.key)):
+        assert not may(other, "read", resource) and not may(other, "write", resource)
+    assert creator_name(resource.created_by) == "ann/lee" and creator_name("servers.toml") == "servers.toml"

@@ -115,7 +115,7 @@ async def answers(server: FastMCP[None], suffix: str = "") -> list[str]:
 @pytest.mark.parametrize("roles", MAY_READ)
 @pytest.mark.parametrize("user", USERS)
 async def test_who_may_read_may_see_and_use_and_nobody_else(roles: tuple[str, ...], user: str) -> None:
-    server = server_of(record(created_by="ann", required_roles=roles), user)
+    server = server_of(record(created_by="local/ann", required_roles=roles), user)
     if user in MAY_READ[roles]:
         assert await seen(server) == [1, 1, 1, 1] and await answers(server) == ["used"] * 3
     else:
@@ -131,7 +131,7 @@ async def absent() -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("resource", [None, record(created_by="ann", required_roles=("*",), is_enabled=False)])
+@pytest.mark.parametrize("resource", [None, record(created_by="local/ann", required_roles=("*",), is_enabled=False)])
 @pytest.mark.parametrize("user", USERS)
 async def test_what_is_gone_or_switched_off_is_absent_for_all(resource: McpServerResource | None, user: str) -> None:
     server = server_of(resource, user)
