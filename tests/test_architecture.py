@@ -26,7 +26,7 @@ FLOORS = (
     ("composition.root", "composition.relay"),
     ("composition.registry", "composition.capabilities"),
     ("composition.mount", "composition.servers_file"),
-    ("composition.settings",),
+    ("composition.settings", "composition.discovery.cache", "composition.discovery.found"),
     ("composition.tables",),
     # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
@@ -96,7 +96,7 @@ RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module 
 
 OWNERS: dict[str, tuple[str, ...]] = {
     # the only files that import a vendor's package; everybody else asks there
-    "aiohttp": ("providers/endpoint.py",),
+    "aiohttp": ("providers/endpoint.py", "composition/discovery/cache.py"),
     "docker": ("providers/docker_engine.py",),
     "mcp": (
         "composition/replay.py",
