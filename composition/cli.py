@@ -10,11 +10,12 @@ import argparse
 import sys
 
 from composition import containers, serving
+from composition.discovery import catalog_commands
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers)
+GROUPS = (serving, containers, catalog_commands)
 """In the order in which `--help` shows them."""
 
 

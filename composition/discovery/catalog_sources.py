@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
@@ -118,8 +118,3 @@ def _file(path: Path) -> bytes:
     if len(content) > MAX_BYTES:
         raise Unreadable(f"It holds more than {MAX_BYTES:,} bytes.")
     return content
-
-
-def with_roles(found: Found, roles: Iterable[str]) -> Found:
-    """The server, for those who have one of these roles."""
-    return replace(found, resource={**found.resource, "required_roles": list(roles)})
