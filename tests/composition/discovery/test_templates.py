@@ -87,7 +87,9 @@ def test_json_keeps_its_braces() -> None:
     assert filled("{{}} {{ | }} {{a b? }} {{unclosed") == "{{}} {{ | }} {{a b? }} {{unclosed"
 
 
-@pytest.mark.parametrize(("text", "items"), [("{{s.number}}", ["8080"]), ("{{s.yes}}", ["true"]), ("{{s.no}}", ["false"])])
+@pytest.mark.parametrize(
+    ("text", "items"), [("{{s.number}}", ["8080"]), ("{{s.yes}}", ["true"]), ("{{s.no}}", ["false"])]
+)
 def test_a_lone_number_or_boolean_is_written_as_itself(text: str, items: list[str]) -> None:
     assert as_items(filled(text)) == items
 
