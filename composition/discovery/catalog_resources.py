@@ -159,6 +159,7 @@ class _Conversion:
                 example=secret.example or None,
                 variable=secret.env or None,
             )
+        self._filled_by_secrets = dict(self._variables)
         known = {*self._variables, *(variable.name for variable in self._entry.env)}
         known |= {secret.env for secret in self._entry.secrets}
         for variable in self._asked_for():
@@ -222,9 +223,9 @@ class _Conversion:
         return _ON_COMMAND_LINE if any(_REFERENCE.search(text) for text in self.resource.get("args", [])) else None
 
     def _environment(self) -> dict[str, str]:
-        env = dict(self._variables)
+        env = dict(self._filled_by_secrets)
         for variable in self._entry.env:
-            value = self._value(variable.value, None if has_terms(variable.value) else env)
+            value = self._value(variable.value, None if has_terms(variable.value) else {**self._variables, **env})
             if value is not None and value not in ("", [], {}):
                 env[variable.name] = as_text(value)
         return env
