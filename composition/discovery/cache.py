@@ -98,7 +98,13 @@ class DocumentCache:
         self._tls = tls
 
     async def get(
-        self, url: str, parse: Callable[[bytes], T], *, accept: str = "*/*", fresh_for: float | None = None
+        self,
+        url: str,
+        parse: Callable[[bytes], T],
+        *,
+        accept: str = "*/*",
+        fresh_for: float | None = None,
+        outlives: bool = False,
     ) -> Document[T]:
         """A document, from its address or from the last good copy.
 
@@ -107,6 +113,7 @@ class DocumentCache:
                 good, and keeps it from replacing the copy.
             accept: the media types that are asked for.
             fresh_for: seconds in which a copy serves without asking, if not those of the cache; 0 asks always.
+            outlives: whether the copy serves although the server says that there is no such document any more.
 
         Raises:
             ConfigurationError: the address may not be asked.
@@ -123,7 +130,8 @@ class DocumentCache:
                 return Document(kept[1])
             value = await anyio.to_thread.run_sync(parse, fetched.content)
         except (GatewayError, ValueError) as error:
-            if kept is None or (isinstance(error, DocumentUnavailable) and error.is_missing):
+            is_gone = isinstance(error, DocumentUnavailable) and error.is_missing and not outlives
+            if kept is None or is_gone:
                 raise error if isinstance(error, GatewayError) else _unreadable(url, error) from None
             return Document(kept[1], f"{error} This is the copy of {_when(kept[0].fetched_at)}.")
         await self._keep(fetched)

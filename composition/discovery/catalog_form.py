@@ -13,7 +13,7 @@ from typing import Any
 
 from composition.discovery.catalog import Form
 from composition.discovery.found import Need
-from composition.discovery.templates import Value, lookup_in
+from composition.discovery.templates import Value, as_items, lookup_in
 from composition.tables import did_you_mean
 from providers.errors import ConfigurationError
 
@@ -82,6 +82,11 @@ class Answers:
         """What was given for a key, or its default."""
         value = lookup_in(self._values)(key)
         return self.fields[key].default if value is None and key in self.fields else value
+
+    @property
+    def texts(self) -> set[str]:
+        """All texts that a person gave, also within lists."""
+        return {text for value in self._values.values() for text in as_items(value)}
 
     def unmet(self) -> Iterator[str]:
         """What is asked for in one of several ways, and was given in none: `confluence.url or jira.url`."""

@@ -40,6 +40,8 @@ _TRANSPORTS = {
     "streaming": TransportType.STREAMABLE_HTTP,
     "streamable-http": TransportType.STREAMABLE_HTTP,
 }
+_VOLUMES = "apollos-mcp-"
+"""Begins the name of each volume that an entry asks for, so that none reaches the data of others at the engine."""
 _REFERENCE = re.compile(r"\$\{secret:([^}]*)\}?")
 _POCI = (
     "its tools are programs that a new container runs for each call (poci), and no MCP server is in their images, "
@@ -248,14 +250,16 @@ class _Conversion:
         return [self._volume(item) for item in as_items(value)] if value is not None else []
 
     def _volume(self, text: str) -> str:
+        """One volume. What is named by the entry, and not by the person who adds it, is the server's own."""
         source, _, rest = text.partition(":")
         _, has_mode, _ = rest.partition(":")
-        if not source.startswith(("/", "~", ".")):
-            self.notes.append(f"It keeps data in the Docker volume '{source}'.")
-            return text if has_mode else f"{text}:rw"
-        if text in self._entry.volumes:
-            self.notes.append(f"It asks for '{source}' of this machine.")
-        return f"{text}:rw" if self._given.is_writable and not has_mode else text
+        is_given = source in self._answers.texts
+        if source.startswith(("/", "~", ".")):
+            self.notes += [] if is_given else [f"It asks for '{source}' of this machine."]
+            return f"{text}:rw" if self._given.is_writable and not has_mode else text
+        volume = source if is_given or not source else f"{_VOLUMES}{self._name}-{source}"
+        self.notes.append(f"It keeps data in the Docker volume '{volume}'.")
+        return f"{volume}:{rest}" if has_mode else f"{volume}:{rest}:rw"
 
     # --------------------------------------------------------------------------------------------------- elsewhere
 

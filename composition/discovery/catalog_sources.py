@@ -99,7 +99,7 @@ async def load(places: Collection[str], cache: DocumentCache) -> Shelf:
 
 async def _document(place: str, cache: DocumentCache) -> Document[Catalog]:
     if place.startswith(("http://", "https://")):
-        return await cache.get(place, read_catalog, accept=_ACCEPTED)
+        return await cache.get(place, read_catalog, accept=_ACCEPTED, outlives=True)
     return await anyio.to_thread.run_sync(lambda: Document(read_catalog(_file(Path(place).expanduser()))))
 
 

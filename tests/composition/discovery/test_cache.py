@@ -128,6 +128,7 @@ async def test_a_document_that_is_gone_is_not_served_from_its_copy(site: Site, f
     with pytest.raises(DocumentUnavailable, match="HTTP 404") as caught:
         await asking(folder).get(site.url, text)
     assert caught.value.is_missing
+    assert (await asking(folder).get(site.url, text, outlives=True)).value == "one"
 
 
 async def test_a_server_that_is_away_leaves_the_copy_and_secrets_of_the_address_are_not_told(folder: Path) -> None:

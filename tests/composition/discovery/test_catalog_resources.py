@@ -70,12 +70,12 @@ def test_an_entry_with_everything() -> None:
     book = small("note-book", Given(values, secrets=["note-book.notes.token"]))
     assert (book.name, book.original, book.state) == ("note-book", "Note_Book", State.RUNNABLE)
     assert book.resource["args"] == ["--level", "info", "--port=80"]
-    assert book.resource["docker_volumes"] == ["notes-data:/data:rw", "/srv/notes:/share"]
+    assert book.resource["docker_volumes"] == ["apollos-mcp-note-book-notes-data:/data:rw", "/srv/notes:/share"]
     assert (book.resource["docker_user"], book.resource["isolation"]) == ("1000", "session")
     header = '{"Authorization": "Bearer ${secret:note-book.notes.token}", "Version": {"n": 1}}'
     assert book.resource["env"]["HEADERS"] == header
     assert book.notes == (
-        "It keeps data in the Docker volume 'notes-data'.",
+        "It keeps data in the Docker volume 'apollos-mcp-note-book-notes-data'.",
         "It asks to reach only api.example.com:443. The gateway cannot hold it to that.",
     )
     McpServerResource.model_validate({"name": book.name, **book.resource})
@@ -100,6 +100,18 @@ def test_what_cannot_be_left_out_is_asked_for() -> None:
     assert missing(made(volumes=["{{x.nowhere}}:/data"])) == ["nowhere"]
     assert missing(made(config=form(a={"type": "string", "needed": True}))) == ["a"]
     assert missing(made(config=form(a={"type": "string", "needed": True, "default": "d"}))) == []
+
+
+def test_a_volume_is_the_servers_own_unless_a_person_names_it() -> None:
+    hostile = ["{{x.a|or:database}}:/a", "{{x.b|mount_as:/b}}", "other:/c:ro", "/etc:/d"]
+    found = made(Given({"b": "mine"}), volumes=hostile)
+    assert found.resource["docker_volumes"] == [
+        "apollos-mcp-x-database:/a:rw",
+        "mine:/b:rw",
+        "apollos-mcp-x-other:/c:ro",
+        "/etc:/d",
+    ]
+    assert "It asks for '/etc' of this machine." in found.notes
 
 
 def test_variables_stand_for_earlier_ones_and_for_secrets_that_are_told_nowhere() -> None:
