@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio.to_thread
 
@@ -100,17 +99,18 @@ async def load(places: Collection[str], cache: DocumentCache) -> Shelf:
 async def _document(place: str, cache: DocumentCache) -> Document[Catalog]:
     if place.startswith(("http://", "https://")):
         return await cache.get(place, read_catalog, accept=_ACCEPTED, outlives=True)
-    return await anyio.to_thread.run_sync(lambda: Document(read_catalog(_file(Path(place).expanduser()))))
+    return await anyio.to_thread.run_sync(lambda: Document(read_catalog(_file(place))))
 
 
-def _file(path: Path) -> bytes:
+def _file(path: str) -> bytes:
     """The bytes of a file; never those of a device or a pipe, which have no end.
 
     Raises:
         Unreadable: it is none, or too large.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        whole = os.path.expanduser(path)  # noqa: PTH111 - Path's raises where there is no home
+        descriptor = os.open(whole, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as opened:  # noqa: PTH123 - a descriptor
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise Unreadable("It is not a file.")

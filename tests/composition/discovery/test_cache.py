@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,9 @@ from aiohttp import web
 from composition.discovery.cache import Document, DocumentCache, DocumentUnavailable, cache_folder, check_address
 from providers.errors import ConfigurationError
 from tests.helpers.certificates import authority
+from tests.helpers.site import Site, serving
 
 pytestmark = pytest.mark.core
-
-
-class Site:
-    """A web server that answers as a test says, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.body, self.status, self.headers = b"one", 200, {"ETag": '"1"'}
-        self.asked: list[dict[str, str]] = []
-        self.url = ""
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(dict(request.headers))
-        if request.headers.get("If-None-Match") == self.headers.get("ETag", "none"):
-            return web.Response(status=304)
-        return web.Response(status=self.status, body=self.body, headers=self.headers)
-
-
-@asynccontextmanager
-async def serving(site: Site, tls: ssl.SSLContext | None = None) -> AsyncIterator[Site]:
-    app = web.Application()
-    app.router.add_get("/{path:.*}", site.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-    site.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/catalog.yaml"
-    try:
-        yield site
-    finally:
-        await runner.cleanup()
 
 
 @pytest.fixture
