@@ -10,11 +10,12 @@ import argparse
 import sys
 
 from composition import containers, secret_command, serving, token_command, tools_command
+from composition.discovery import catalog_commands
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers, tools_command, secret_command, token_command)
+GROUPS = (serving, containers, tools_command, secret_command, token_command, catalog_commands)
 """In the order in which `--help` shows them."""
 
 

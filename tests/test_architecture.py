@@ -20,6 +20,7 @@ FLOORS = (
     ("server",),
     ("composition.cli",),
     ("composition.serving",),
+    ("composition.discovery.catalog_commands",),
     (
         "composition.http",
         "composition.report",
@@ -33,9 +34,12 @@ FLOORS = (
     ("composition.root", "composition.relay", "composition.own_tools"),
     ("composition.registry", "composition.capabilities", "composition.token_watch"),
     ("composition.mount", "composition.servers_file", "composition.ranking", "composition.cost"),
-    ("composition.settings",),
+    ("composition.settings", "composition.discovery.catalog_sources", "composition.discovery.catalog_search"),
+    ("composition.discovery.catalog_resources",),
+    ("composition.discovery.catalog_form",),
+    ("composition.discovery.catalog", "composition.discovery.cache", "composition.discovery.found"),
     ("composition.auth_settings",),
-    ("composition.tables",),
+    ("composition.tables", "composition.discovery.catalog_document", "composition.discovery.templates"),
     # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
     ("providers.catalogue",),
@@ -108,7 +112,7 @@ RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module 
 
 OWNERS: dict[str, tuple[str, ...]] = {
     # the only files that import a vendor's package; everybody else asks there
-    "aiohttp": ("providers/endpoint.py",),
+    "aiohttp": ("providers/endpoint.py", "composition/discovery/cache.py"),
     "docker": ("providers/docker_engine.py",),
     "mcp": (
         "composition/replay.py",
@@ -121,6 +125,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "mcp_types": ("providers/lines.py",),
     "keyring": ("providers/secret_keyring.py",),
     "redis": ("providers/store_redis.py",),
+    "yaml": ("composition/discovery/catalog_document.py",),
     "uvicorn": ("composition/http.py",),
     "watchfiles": ("composition/servers_file.py",),
 }

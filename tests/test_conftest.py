@@ -60,6 +60,11 @@ def test_elsewhere_a_skip_is_a_skip(tmp_path: Path) -> None:
     assert run.returncode == 0 and "1 skipped" in run.stdout
 
 
+def test_what_a_test_tells_is_shown_after_all_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_tells.py").write_text("def test_g(record_property): record_property('told', ['a table', 'b'])\n")
+    assert "\na table\nb\n" in run_pytest(tmp_path).stdout
+
+
 def test_a_process_left_behind_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_orphan.py").write_text(ORPHAN)
     run = run_pytest(tmp_path)
