@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from composition.door import Door, RequestRates
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
@@ -39,21 +40,25 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: 
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """The ASGI application: probes, and MCP behind the Host and Origin guard."""
+    rates = RequestRates(gateway.limit("max_requests_per_second"), gateway.registry.local)
     guard = StarletteMiddleware(
         Guard,
         user=gateway.registry.identity,
         open_sessions=gateway.sessions.count,
         max_sessions=gateway.settings.max_sessions_per_user,
+        vouch=rates.vouch,
     )
     mcp_app = gateway.mcp.http_app(
         path=PATH, host_origin_protection=True, middleware=[guard], **_session_options(gateway)
     )
 
+    door = Door(mcp_app, rates, gateway.audit)
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:
             await _PROBES[scope["path"]](gateway)(scope, receive, send)
         else:
-            await mcp_app(_trimmed(scope), receive, send)
+            await door(_trimmed(scope), receive, send)
 
     return app
 

@@ -172,6 +172,10 @@ class ClientSessions:
         self._identities[key] = identity
         return Caller(identity, key, Capabilities.of(lines.declared_capabilities(context)))
 
+    def known(self, owner: Any) -> str | None:
+        """The key of a session, by the object that lives as long as it; None before its first use."""
+        return self._keys.get(owner) if owner is not None else None
+
     def count(self, identity: Identity) -> int:
         """How many sessions of a user are alive."""
         return sum(known.key == identity.key for known in self._identities.values())

@@ -352,9 +352,21 @@ def can_access(resource: McpServerResource, user_id: str, roles: Iterable[str], 
     an empty list is nobody else. Write: its creator or an `mcp.admin`. User ids and roles compare exactly. The
     file is no user: a token for somebody called `servers.toml` creates nothing.
     """
+    return access_rule(resource, user_id, roles, operation) is not None
+
+
+def access_rule(
+    resource: McpServerResource, user_id: str, roles: Iterable[str], operation: Operation = "read"
+) -> str | None:
+    """By which rule a user may do that, as the audit calls it; None where none allows it."""
     held = frozenset(roles)
-    if ADMIN_ROLE in held or (user_id == resource.created_by != SERVERS_FILE):
-        return True
+    if ADMIN_ROLE in held:
+        return "admin"
+    if user_id == resource.created_by != SERVERS_FILE:
+        return "creator"
     if operation == "write":
-        return False
-    return EVERYONE in resource.required_roles or not held.isdisjoint(resource.required_roles)
+        return None
+    if EVERYONE in resource.required_roles:
+        return "everyone"
+    shared = sorted(held.intersection(resource.required_roles))
+    return f"role:{shared[0]}" if shared else None

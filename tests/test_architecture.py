@@ -23,7 +23,7 @@ FLOORS = (
     ("composition.http", "composition.report", "composition.containers"),
     ("composition.starting",),
     ("composition.gateway", "composition.guard", "composition.replay", "composition.logs"),
-    ("composition.root", "composition.relay"),
+    ("composition.root", "composition.relay", "composition.admission", "composition.door"),
     ("composition.registry", "composition.capabilities"),
     ("composition.mount", "composition.servers_file"),
     ("composition.settings",),
@@ -66,7 +66,7 @@ FLOORS = (
         "providers.networks",
     ),
     ("providers.endpoint", "providers.hardening", "providers.docker_engine"),
-    ("providers.listener",),
+    ("providers.listener", "providers.audit"),
     (
         "providers.caller",
         "providers.resource",
@@ -76,6 +76,7 @@ FLOORS = (
         "providers.attach",
         "providers.container",
         "providers.mounts",
+        "providers.visit",
     ),
     (
         "providers.identity",
@@ -88,9 +89,9 @@ FLOORS = (
         "providers.ownership",
         "providers.image_pull",
     ),
-    ("providers.low_level", "providers.private_files"),
+    ("providers.low_level", "providers.private_files", "providers.audit_log"),
     ("providers.errors", "providers.lines"),
-    ("providers.shapes", "providers.log_levels"),
+    ("providers.shapes", "providers.log_levels", "providers.limits"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 
