@@ -110,7 +110,7 @@ class Admission(Middleware):
             await self._audit.end(entry, "cancelled", bytes_in, 0, waits=False)
             raise
         except Exception as error:
-            await self._audit.end(entry, f"error {lines.error_data(error).get('code', _INTERNAL_ERROR)}", bytes_in, 0)
+            await self._audit.end(entry, _failure(error), bytes_in, 0)
             raise
         finally:
             audit.unbind(bound)
@@ -131,7 +131,7 @@ class Admission(Middleware):
         if calling is not None and self._at_once is not None and self._at_once.is_full(identity.key):
             return False, _TOO_MANY
         if asked.server is None:
-            return True, "authenticated" if identity.issuer != "local" else "local"
+            return True, audit.rule_of_all(identity)
         return self._registry.judge(asked.server, identity)
 
     def _too_many(self, visit: Visit | None) -> Exception:
@@ -178,6 +178,12 @@ def _params(message: Any) -> Mapping[str, Any]:
     dumped = message.model_dump(mode="json", by_alias=True) if hasattr(message, "model_dump") else {}
     params: Mapping[str, Any] = dumped.get("params") or dumped
     return params
+
+
+def _failure(error: Exception) -> str:
+    """How a call ended that raised. FastMCP 3.4 makes a tool's text of what is no error of the protocol."""
+    code = getattr(getattr(error, "error", None), "code", None)
+    return "tool_error" if code is None else f"error {code}"
 
 
 def _is_error(result: Any) -> bool:

@@ -19,7 +19,7 @@ import anyio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from providers.audit import Asked, Audit
+from providers.audit import Asked, Audit, rule_of_all
 from providers.audit_log import AuditFailed
 from providers.identity import Identity
 from providers.limits import Rates
@@ -35,7 +35,7 @@ _MAX_PAUSING = 256
 _MAX_TOKENS = 4096
 _SHORT = 64 * 1024
 
-_RULES = {
+_RULES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "not authenticated",
     HTTPStatus.FORBIDDEN: "origin or scope",
     HTTPStatus.NOT_FOUND: "unknown session or path",
@@ -167,7 +167,7 @@ class Door:
         is_refused = status >= HTTPStatus.BAD_REQUEST
         if visit.is_decided or not self._audit.is_on or (not is_refused and scope["method"] == "POST"):
             return
-        rule = visit.rule or (_RULES.get(HTTPStatus(status), f"status {status}") if is_refused else "authenticated")
+        rule = visit.rule or (_RULES.get(status, f"status {status}") if is_refused else rule_of_all(visit.identity))
         asked = Asked(f"{scope['method']} {scope['path']}")
         await self._audit.decision(scope, asked, visit.identity, rule, allow=not is_refused)
 

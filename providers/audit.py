@@ -148,6 +148,13 @@ def _common(asked: Asked, identity: Identity | None, source: str) -> Json:
     return fields
 
 
+def rule_of_all(identity: Identity | None) -> str:
+    """The rule of what whoever is known may do."""
+    if identity is None:
+        return "everybody"
+    return "local" if identity.issuer == "local" else "authenticated"
+
+
 def text(value: str, most: int = MAX_TEXT) -> str:
     return value if len(value) <= most else value[: most - 1] + "…"
 

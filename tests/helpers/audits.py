@@ -28,6 +28,16 @@ def end_of(lines: Iterable[Json], decision: Json) -> Json:
     return end
 
 
-def without_own(line: Json) -> Json:
-    """What two records of the same have in common: not when, and not their ids."""
-    return {key: value for key, value in line.items() if key not in ("time", "id", "session", "ms", "backend")}
+def text_of(file: Path) -> str:
+    return file.read_text(encoding="ascii")
+
+
+def mode_of(file: Path) -> int:
+    """Who may read and write it."""
+    return file.stat().st_mode & 0o777
+
+
+def put_folder_in_place_of(file: Path, elsewhere: Path) -> None:
+    """Move a file away, and have a folder where it was."""
+    file.rename(elsewhere)
+    file.mkdir()
