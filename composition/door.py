@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import random
 from collections import Counter, OrderedDict
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
@@ -28,8 +29,9 @@ from providers.visit import Visit, begin_visit, visit_of
 REFUSED = -32000
 STRANGERS_PER_SECOND, STRANGERS_AT_ONCE = 20.0, 100.0
 """Requests from one address for which no user is known: without a token, or with one that is not good."""
-_PAUSE_SECONDS = 0.25
-"""That a refusal waits: who sends the next request when the last is answered can then send a few, not thousands."""
+_PAUSE_SECONDS = (0.25, 0.75)
+"""That a refusal waits, at random between: who sends the next request when the last is answered can then send a few,
+not thousands, and those that are taken do not come all at once."""
 _MAX_PAUSING = 256
 """Refusals of one user or address that wait. Those beyond are answered at once, and their connection is closed."""
 _MAX_TOKENS = 4096
@@ -125,7 +127,7 @@ class Door:
             return False
         self._pausing[who] += 1
         try:
-            await anyio.sleep(_PAUSE_SECONDS)
+            await anyio.sleep(random.uniform(*_PAUSE_SECONDS))
         finally:
             self._pausing[who] -= 1
             if not self._pausing[who]:
