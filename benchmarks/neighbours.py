@@ -150,7 +150,7 @@ async def crowded(url: str, process: Process, seconds: float) -> tuple[float, fl
     cpu = (cpu_seconds(process.pid) or 0.0) - before
     for session in sessions:
         session.close()
-    return calls / seconds, cpu * 1000 / calls
+    return calls / seconds, cpu * 1000 / max(1, calls)
 
 
 # ------------------------------------------------------------------------------------------------------------ report

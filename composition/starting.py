@@ -38,7 +38,10 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS) -> Ga
     Raises:
         ConfigurationError: with everything that is wrong.
     """
-    return Gateway(load_configuration(servers_path()), max_connections=max_connections)
+    gateway = Gateway(load_configuration(servers_path()), max_connections=max_connections)
+    if gateway.audit.log is not None:
+        gateway.audit.log.check()
+    return gateway
 
 
 def run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -177,13 +177,7 @@ class AuditLog:
         Raises:
             ConfigurationError: the file cannot be opened.
         """
-        try:
-            await anyio.to_thread.run_sync(self._file.open)
-        except OSError as error:
-            raise ConfigurationError(
-                f"audit_file {self._file} cannot be written to ({error.strerror}). Correct 'audit_file' of [gateway], "
-                "or who may write there."
-            ) from None
+        await anyio.to_thread.run_sync(self._open)
         self.state = LogState.OPEN
         self._has_work, self._is_ending, self._has_ended = anyio.Event(), anyio.Event(), anyio.Event()
         self._tasks = anyio.create_task_group()
@@ -206,6 +200,24 @@ class AuditLog:
         self._waiting.clear()
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)
+        self._file.close()
+
+    def _open(self) -> None:
+        try:
+            self._file.open()
+        except OSError as error:
+            raise ConfigurationError(
+                f"audit_file {self._file} cannot be written to ({error.strerror}). Correct 'audit_file' of [gateway], "
+                "or who may write there."
+            ) from None
+
+    def check(self) -> None:
+        """Make sure, before anything runs, that the file can be written to. It blocks.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        self._open()
         self._file.close()
 
     async def write(self, data: bytes, *, waits: bool = True) -> None:
