@@ -82,14 +82,14 @@ class Session(ABC):
 
 
 class HttpSession(Session):
-    def __init__(self, era: Era, url: str) -> None:
+    def __init__(self, era: Era, url: str, token: str | None = None) -> None:
         super().__init__(era)
         self._connection = HttpConnection(url)
         self._headers = {
             "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream",
             "MCP-Protocol-Version": MODERN_VERSION if era is Era.MODERN else HANDSHAKE_VERSION,
-        }
+        } | ({"Authorization": f"Bearer {token}"} if token else {})
 
     async def prepare(self) -> None:
         await self._connection.connect()

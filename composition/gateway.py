@@ -22,14 +22,17 @@ from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
+from composition.admission import Admission
 from composition.own_tools import OwnTools
 from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
-from composition.settings import Settings, ToolListing
+from composition.settings import AuditMode, Settings, ToolListing
 from composition.token_watch import TokenWatch
 from providers import lines, low_level, verbatim
+from providers.audit import Audit
+from providers.audit_log import AuditLog
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
 from providers.container_keys import StartPolicy
@@ -40,6 +43,7 @@ from providers.endpoint import HttpClient, http_client
 from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
+from providers.limits import AtOnce
 from providers.ownership import state_folder
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
@@ -121,11 +125,14 @@ class Gateway:
         self.sessions.on_end.append(self._session_ended)
         self.sessions.on_use.append(lambda key: self.watch.hold_session(key, partial(self.sessions.silence, key)))
         self.root = RootMiddleware(settings.name, self.registry, self.watch)
+        self.audit = Audit(_audit_log(settings))
+        self._has_users = auth is not None
+        admission = self._admission()
         self.mcp: FastMCP[Any] = DirectServer(
             self.registry,
             name=settings.name,
             version=VERSION,
-            middleware=[self.root],
+            middleware=[self.root] if lines.MODERN else [admission, self.root],
             lifespan=self._lifespan,
             auth=auth,
             http_refusal=_NEEDS_SERVE if settings.auth.is_on and auth is None else None,
@@ -137,6 +144,7 @@ class Gateway:
         Relay(self.registry, self.pool).serve(self.mcp)
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)
+        low_level.wrap_requests(self.mcp, admission.word)
         self._http: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
@@ -144,6 +152,16 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {self.settings.name!r} {self.state} {len(self.registry.mounts)} servers>"
+
+    def limit(self, key: str) -> float | None:
+        """A limit of one user. Without authentication there is one user alone, who has none that nobody wrote."""
+        is_chosen = self._has_users or key in self.settings.model_fields_set
+        return getattr(self.settings, key) if is_chosen else None
+
+    def _admission(self) -> Admission:
+        most = self.limit("max_calls_per_user")
+        at_once = None if most is None else AtOnce(int(most))
+        return Admission(self.registry, self.sessions, self.audit, at_once, self.start)
 
     # --- lifetimes
 
@@ -182,7 +200,7 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
+            async with self.audit, http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
                 # closed first, parked calls before all: servers in this process live in tasks of the group
                 async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
@@ -302,6 +320,12 @@ def open_secrets(settings: Settings) -> SecretStore:
         return SecretStore((EnvironmentSecrets(), FolderSecrets(), file), file)
     keyring = KeyringSecrets()
     return SecretStore((EnvironmentSecrets(), FolderSecrets(), keyring, file), keyring)
+
+
+def _audit_log(settings: Settings) -> AuditLog | None:
+    if settings.audit is AuditMode.OFF:
+        return None
+    return AuditLog(settings.audit_file, is_strict=settings.audit is AuditMode.STRICT)
 
 
 def container_options(configuration: Configuration) -> ContainerOptions:

@@ -10,18 +10,19 @@ from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from composition.door import REFUSED, refusal, too_often
 from providers import lines
 from providers.errors import NotAuthenticated
 from providers.identity import Identity
+from providers.visit import visit_of
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """What the MCP SDK takes, too, and that of TypeScript."""
 MAX_HEADER_BYTES = 64 * 1024
 
-_INVALID_REQUEST, _REFUSED = -32600, -32000
+_INVALID_REQUEST = -32600
 _RETRY_SECONDS = 30
 
 
@@ -32,12 +33,19 @@ class Guard:
         user: who makes the current request; raises NotAuthenticated where nobody does.
         open_sessions: how many client sessions a user has now.
         max_sessions: how many one user may have.
+        vouch: told whose request it is; 0, or for how many seconds this user is refused.
     """
 
     def __init__(
-        self, app: ASGIApp, user: Callable[[], Identity], open_sessions: Callable[[Identity], int], max_sessions: int
+        self,
+        app: ASGIApp,
+        user: Callable[[], Identity],
+        open_sessions: Callable[[Identity], int],
+        max_sessions: int,
+        vouch: Callable[[Scope, Identity], float],
     ) -> None:
         self._app, self._user, self._open_sessions, self._max_sessions = app, user, open_sessions, max_sessions
+        self._vouch = vouch
         self._opening: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +53,7 @@ class Guard:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            response = _refusal(431, _INVALID_REQUEST, f"The headers of a request may have {MAX_HEADER_BYTES:,} bytes.")
+            response = refusal(431, _INVALID_REQUEST, f"The headers of a request may have {MAX_HEADER_BYTES:,} bytes.")
             return await response(scope, receive, send)
         if _declared_length(headers) > MAX_BODY_BYTES:
             return await _too_large()(scope, receive, send)
@@ -55,6 +63,8 @@ class Guard:
             user = self._user()
         except NotAuthenticated:
             return await self._app(scope, receive, send)  # which says how to authenticate
+        if wait := self._vouch(scope, user):
+            return await too_often(wait, is_user=True)(scope, receive, send)
         _name_owner(scope, user)
         if _opens_session(scope, headers):
             return await self._open(user, scope, receive, send)
@@ -66,7 +76,9 @@ class Guard:
                 f"You have {self._max_sessions} sessions open, which is as many as one user may have. "
                 "End one with DELETE, or wait: silent ones end by themselves."
             )
-            response = _refusal(429, _REFUSED, text, {"Retry-After": str(_RETRY_SECONDS)})
+            if (visit := visit_of(scope)) is not None:
+                visit.rule = "too many sessions"
+            response = refusal(429, REFUSED, text, {"Retry-After": str(_RETRY_SECONDS)})
             return await response(scope, receive, send)
         self._opening[user.key] += 1
         try:
@@ -116,11 +128,6 @@ def _measured(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send
     return count, unless_refused
 
 
-def _too_large() -> JSONResponse:
+def _too_large() -> ASGIApp:
     text = f"A request may have {MAX_BODY_BYTES:,} bytes. Send less, or a link to it."
-    return _refusal(413, _INVALID_REQUEST, text, {"Connection": "close"})
-
-
-def _refusal(status: int, code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    body = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return refusal(413, _INVALID_REQUEST, text, {"Connection": "close"})

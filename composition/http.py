@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from composition.auth_settings import is_loopback
+from composition.door import Door, RequestRates
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
@@ -41,11 +42,13 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: 
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """The ASGI application: probes, and MCP behind the Host and Origin guard."""
+    rates = RequestRates(gateway.limit("max_requests_per_second"), gateway.registry.local)
     guard = StarletteMiddleware(
         Guard,
         user=gateway.registry.identity,
         open_sessions=gateway.sessions.count,
         max_sessions=gateway.settings.max_sessions_per_user,
+        vouch=rates.vouch,
     )
     metadata_url = getattr(gateway.mcp.auth, "metadata_url", lambda path: None)(PATH)
     ends_with_token = StarletteMiddleware(EndsWithToken, watch=gateway.watch, metadata_url=metadata_url)
@@ -57,11 +60,13 @@ def build_app(gateway: Gateway) -> ASGIApp:
         **_session_options(gateway),
     )
 
+    door = Door(mcp_app, rates, gateway.audit)
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:
             await _PROBES[scope["path"]](gateway)(scope, receive, send)
         else:
-            await mcp_app(_trimmed(scope), receive, send)
+            await door(_trimmed(scope), receive, send)
 
     return app
 

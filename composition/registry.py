@@ -30,7 +30,7 @@ from providers.identity import Identity, resolve_identity
 from providers.listener import Listeners
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
-from providers.resource import McpServerResource, may
+from providers.resource import McpServerResource, access_rule, may
 from providers.store import McpResourceStoreBase, Snapshot
 from providers.wire import OpenWire
 
@@ -99,6 +99,11 @@ class Registry(Provider):
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._mounts)} mounts>"
+
+    @property
+    def local(self) -> Identity | None:
+        """The local user, or None where callers bring tokens."""
+        return self._local
 
     # --- mounts, kept live
 
@@ -242,6 +247,17 @@ class Registry(Provider):
         if mount is None or caller is None or not _may_read(mount.resource, caller.identity):
             return None
         return mount
+
+    def judge(self, name: str, identity: Identity) -> tuple[bool, str]:
+        """Whether `route` finds a server for this user, and by which rule. The reasons why not are for the operator
+        alone: a caller is not to tell them apart."""
+        resource = self._resources.get(name)
+        if resource is None:
+            return False, "not found"
+        rule = access_rule(resource, identity.key, identity.roles)
+        if rule is None:
+            return False, "not readable"
+        return (True, rule) if name in self._mounts else (False, "disabled")
 
     async def want_log_level(self, level: str) -> None:
         """The current caller asked for log messages of this level and above. Its open connections are told at once,

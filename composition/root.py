@@ -16,8 +16,8 @@ from composition import capabilities
 from composition.mount import Mount
 from composition.registry import Registry
 from composition.token_watch import TokenWatch
-from providers import lines, verbatim
-from providers.errors import GatewayError, ProtocolError
+from providers import audit, lines, verbatim
+from providers.errors import BackendError, BackendTimeout, GatewayError, ProtocolError
 from providers.identity import Identity
 from providers.lease import CALLS
 
@@ -78,6 +78,9 @@ class RootMiddleware(Middleware):
                 return await call_next(context)
             except ProtocolError as error:
                 raise lines.mcp_error(error.code, str(error), error.data) from None
+            except BackendError as error:
+                audit.note("timeout" if isinstance(error, BackendTimeout) else "unavailable")
+                raise
             except NotFoundError:
                 if context.method == "tools/call":  # which FastMCP makes a tool's text of, unlike those of the others
                     verbatim.refuse(lines.mcp_error(verbatim.INVALID_PARAMS, f"Unknown tool: {context.message.name}"))

@@ -58,7 +58,6 @@ def _check_address(url: str) -> str:
 Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
 

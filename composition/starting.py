@@ -45,7 +45,7 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **set
     """
     configuration = load_configuration(servers_path())
     chosen = configuration.settings.model_copy(update=settings)
-    return Gateway(replace(configuration, settings=chosen), max_connections=max_connections)
+    return _checked(Gateway(replace(configuration, settings=chosen), max_connections=max_connections))
 
 
 def served_gateway(configuration: Configuration, served_at: str) -> Gateway:
@@ -58,7 +58,13 @@ def served_gateway(configuration: Configuration, served_at: str) -> Gateway:
         ConfigurationError: the file of tokens cannot be used.
     """
     auth = build_auth(configuration.settings, served_at)
-    return Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
+    return _checked(Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth))
+
+
+def _checked(gateway: Gateway) -> Gateway:
+    if gateway.audit.log is not None:
+        gateway.audit.log.check()
+    return gateway
 
 
 def run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:

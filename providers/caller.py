@@ -183,6 +183,10 @@ class ClientSessions:
         if key in self._identities:
             self._silent.add(key)
 
+    def known(self, owner: Any) -> str | None:
+        """The key of a session, by the object that lives as long as it; None before its first use."""
+        return self._keys.get(owner) if owner is not None else None
+
     def count(self, identity: Identity) -> int:
         """How many sessions of a user are alive."""
         return sum(known.key == identity.key for known in self._identities.values())

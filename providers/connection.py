@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
@@ -126,6 +127,12 @@ class PooledConnection:
     closing: anyio.Event = field(default_factory=anyio.Event)
     leaving: anyio.Event = field(default_factory=anyio.Event)
     """Nobody gets it any more: it is closing, or will be when its last call ends."""
+    number: int = field(default_factory=itertools.count(1).__next__)
+
+    @property
+    def label(self) -> str:
+        """What the audit calls it: its number, and the generation of its server."""
+        return f"connection {self.number} of generation {self.generation}"
 
     @property
     def server(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import anyio
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
-from providers import lines
+from providers import audit, lines
 from providers.caller import Caller, ClientSessions, Front, front_of
 from providers.connection import PooledConnection, Target
 from providers.errors import BackendError, BackendLost, BackendTimeout, BackendUnavailable, InternalError, LeaseReleased
@@ -229,6 +229,7 @@ class PoolMiddleware(Middleware):
         try:
             if call is None:
                 await held.open()
+                audit.served_by(held.connection.label)
                 call = self._to_be_parked(held, target, context, caller, front)
             yield call or _direct_way(held, target, caller, front)
         finally:

@@ -368,12 +368,24 @@ def can_access(resource: McpServerResource, user: str, roles: Iterable[str], ope
     Args:
         user: the key of an identity, which names its issuer: two issuers may both have an 'ann'.
     """
+    return access_rule(resource, user, roles, operation) is not None
+
+
+def access_rule(
+    resource: McpServerResource, user: str, roles: Iterable[str], operation: Operation = "read"
+) -> str | None:
+    """By which rule a user may do that, as the audit calls it; None where none allows it."""
     held = frozenset(roles)
-    if ADMIN_ROLE in held or (user == resource.created_by != SERVERS_FILE):
-        return True
+    if ADMIN_ROLE in held:
+        return "admin"
+    if user == resource.created_by != SERVERS_FILE:
+        return "creator"
     if operation == "write":
-        return False
-    return EVERYONE in resource.required_roles or not held.isdisjoint(resource.required_roles)
+        return None
+    if EVERYONE in resource.required_roles:
+        return "everyone"
+    shared = sorted(held.intersection(resource.required_roles))
+    return f"role:{shared[0]}" if shared else None
 
 
 def may(identity: Identity, operation: Operation, resource: McpServerResource) -> bool:

@@ -31,7 +31,7 @@ FLOORS = (
     ),
     ("composition.starting",),
     ("composition.gateway", "composition.guard", "composition.replay", "composition.logs", "composition.auth"),
-    ("composition.root", "composition.relay", "composition.own_tools"),
+    ("composition.root", "composition.relay", "composition.own_tools", "composition.admission", "composition.door"),
     ("composition.registry", "composition.capabilities", "composition.token_watch"),
     ("composition.mount", "composition.servers_file", "composition.ranking", "composition.cost"),
     ("composition.settings", "composition.discovery.catalog_sources", "composition.discovery.catalog_search"),
@@ -80,7 +80,7 @@ FLOORS = (
         "providers.networks",
     ),
     ("providers.endpoint", "providers.hardening", "providers.docker_engine"),
-    ("providers.listener",),
+    ("providers.listener", "providers.audit"),
     (
         "providers.caller",
         "providers.resource",
@@ -90,6 +90,7 @@ FLOORS = (
         "providers.attach",
         "providers.container",
         "providers.mounts",
+        "providers.visit",
     ),
     (
         "providers.identity",
@@ -104,9 +105,9 @@ FLOORS = (
         "providers.image_pull",
         "providers.tokens",
     ),
-    ("providers.low_level", "providers.private_files"),
+    ("providers.low_level", "providers.private_files", "providers.audit_log"),
     ("providers.errors", "providers.lines"),
-    ("providers.shapes", "providers.log_levels"),
+    ("providers.shapes", "providers.log_levels", "providers.limits"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 
