@@ -26,6 +26,7 @@ from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
+from composition.stores import MEMORY, store_at
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
@@ -45,6 +46,8 @@ from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
+from providers.store_layers import LayeredStore
+from providers.store_sqlite import SqliteMcpResourceStore
 from providers.wire import Deliver, OpenWire, Wire
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class Gateway:
 
     Args:
         max_connections: used where the configuration says nothing.
+        store: the address of the store that is used where the configuration says nothing.
         auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are
             the local user, an administrator.
     """
@@ -74,13 +78,14 @@ class Gateway:
         configuration: Configuration,
         *,
         max_connections: int = STDIO_MAX_CONNECTIONS,
+        store: str = MEMORY,
         auth: AuthProvider | None = None,
     ) -> None:
         self.configuration = configuration
         self.settings = settings = configuration.settings
         self.operator = local_identity()
         self.state = GatewayState.STOPPED
-        self.store = InMemoryMcpResourceStore(configuration.resources.values())
+        self.store = _layered(configuration, settings.store or store)
         self.sessions = ClientSessions()
         self.pool = McpConnectionPool(
             PoolLimits(
@@ -109,6 +114,7 @@ class Gateway:
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
         self.root = RootMiddleware(settings.name, self.registry)
+        self.registry.on_sync.append(self.root.review)
         self.mcp: FastMCP[Any] = DirectServer(
             self.registry,
             name=settings.name,
@@ -166,11 +172,13 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
+            async with http_client() as self._http, self.store, self.containers, anyio.create_task_group() as tasks:
                 # closed first, parked calls before all: servers in this process live in tasks of the group
                 async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
                     self.root.resume()
+                    self.registry.sync(self.store.snapshot)
+                    tasks.start_soon(self.store.run)
                     tasks.start_soon(self.registry.run, self.store, tasks)
                     tasks.start_soon(self._follow_file)
                     for mount in self.registry.mounts.values():
@@ -193,7 +201,8 @@ class Gateway:
     # --- configuration
 
     async def _follow_file(self) -> None:
-        """Put each good version of servers.toml into the store; a broken one is reported, the last good one stands."""
+        """Make the store's first layer equal to each good version of servers.toml; a broken one is reported, the last
+        good one stands."""
         changes = watch_configuration(self.configuration.path, since=self.configuration.fingerprint)
         try:
             async with aclosing(changes):
@@ -206,12 +215,13 @@ class Gateway:
             logger.warning("'%s' is not watched for changes (%s)", self.configuration.path, error.strerror)
 
     async def _apply(self, configuration: Configuration) -> None:
-        known = await self.store.list_all()
+        files = self.store.files
+        known = files.snapshot
         for name, resource in configuration.resources.items():
             if name not in known or not resource.same_offer(known[name]):
-                await self.store.upsert(resource)
+                await files.upsert(resource)
         for name in known.keys() - configuration.resources.keys():
-            await self.store.delete(name)
+            await files.delete(name)
         if configuration.settings != self.configuration.settings:
             logger.warning("[gateway] of '%s' changed; that takes effect at the next start", configuration.path)
         self.configuration = configuration
@@ -269,6 +279,14 @@ class Gateway:
         everybody is: where callers bring tokens, no token vouches for this one."""
         operator = self.operator if self.mcp.auth is None else replace(self.operator, roles=frozenset())
         return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
+
+
+def _layered(configuration: Configuration, store: str) -> LayeredStore:
+    """The servers of servers.toml over those of a store. Those of a file are read now, so that `fastmcp inspect` shows
+    them, too."""
+    records = store_at(store)
+    known = records.read_now() if isinstance(records, SqliteMcpResourceStore) else None
+    return LayeredStore(InMemoryMcpResourceStore(configuration.resources.values()), records, known=known)
 
 
 def container_options(configuration: Configuration) -> ContainerOptions:

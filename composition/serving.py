@@ -86,7 +86,7 @@ def _exit_now(number: int) -> None:
 
 
 async def _serve(host: str, port: int) -> int:
-    gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS)
+    gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS, is_served=True)
     listener = bind(host, port, has_auth=gateway.mcp.auth is not None)
 
     async def show_progress() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from composition.gateway import STDIO_MAX_CONNECTIONS, Gateway
 from composition.servers_file import load_configuration
+from composition.stores import MEMORY, default_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,13 +33,19 @@ def servers_path(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(named).expanduser() if named else ROOT / "servers.toml"
 
 
-def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS) -> Gateway:
+def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, *, is_served: bool = False) -> Gateway:
     """The gateway that the environment and servers.toml describe.
+
+    Args:
+        is_served: it is for several users, and keeps what they add, if not told where then in its state folder.
 
     Raises:
         ConfigurationError: with everything that is wrong.
     """
-    return Gateway(load_configuration(servers_path()), max_connections=max_connections)
+    configuration = load_configuration(servers_path())
+    uses_default = is_served and configuration.settings.store is None
+    store = default_store(configuration) if uses_default else MEMORY
+    return Gateway(configuration, max_connections=max_connections, store=store)
 
 
 def run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -187,18 +187,26 @@ class StoreMiddleware(Middleware):
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         if not self._hidden():
             return await call_next(context)
+        if (unknown := absence(context)) is not None:
+            raise unknown
         match context.method:
-            case "tools/call":
-                raise NotFoundError(f"Unknown tool: {context.message.name!r}")
-            case "prompts/get":
-                raise NotFoundError(f"Unknown prompt: {context.message.name!r}")
-            case "resources/read":
-                raise NotFoundError(f"Unknown resource: {str(context.message.uri)!r}")
-            case "resources/subscribe":
-                raise NotFoundError(f"Unknown resource: {context.message['uri']!r}")
             case "completion/complete":
                 return {"completion": {"values": []}}  # as FastMCP answers for what it does not know
             case "tools/list" | "resources/list" | "resources/templates/list" | "prompts/list":
                 return []
             case _:
                 return await call_next(context)
+
+
+def absence(context: MiddlewareContext[Any]) -> NotFoundError | None:
+    """How the use of a component is refused that there is none of, in FastMCP's words; None for what is no use."""
+    match context.method:
+        case "tools/call":
+            return NotFoundError(f"Unknown tool: {context.message.name!r}")
+        case "prompts/get":
+            return NotFoundError(f"Unknown prompt: {context.message.name!r}")
+        case "resources/read":
+            return NotFoundError(f"Unknown resource: {str(context.message.uri)!r}")
+        case "resources/subscribe":
+            return NotFoundError(f"Unknown resource: {context.message['uri']!r}")
+    return None

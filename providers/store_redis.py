@@ -2,8 +2,8 @@
 
 The gateway and the command line come in. All records are one hash, so that one command reads them all, and one script
 changes record, version and the stream of changes together. Gateways follow the stream from the last entry that they
-have seen; whatever happened in between, they read the whole hash again, so nothing can be missed. Both keys have the same
-hash tag, and a cluster keeps them on one node.
+have seen; whatever happened in between, they read the whole hash again, so nothing can be missed. Both keys have the
+same hash tag, and a cluster keeps them on one node.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Resources in one SQLite file: the store of a gateway on one machine. Several processes may share the file.
 
-The gateway and the command line come in; called are the file system and sqlite3, in threads. Each acknowledged change is
-on disk (`synchronous=FULL` over a write-ahead log), so it survives `kill -9` and a loss of power. One connection of this
-process writes; each watcher has one of its own, which asks the file for its `data_version` four times a second.
+The gateway and the command line come in; called are the file system and sqlite3, in threads. Each acknowledged change
+is on disk (`synchronous=FULL` over a write-ahead log), so it survives `kill -9` and a loss of power. One connection of
+this process writes; each watcher has one of its own, which asks the file for its `data_version` four times a second.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ FLOORS = (
     ("composition.gateway", "composition.guard", "composition.replay", "composition.logs"),
     ("composition.root", "composition.relay"),
     ("composition.registry", "composition.capabilities"),
-    ("composition.mount", "composition.servers_file"),
+    ("composition.mount", "composition.stores"),
+    ("composition.servers_file",),
     ("composition.settings",),
     ("composition.tables",),
     # ------------------------------------------- composition may import providers; providers never import composition
@@ -50,7 +51,16 @@ FLOORS = (
     ),
     ("providers.client", "providers.connection", "providers.docker"),
     ("providers.parking", "providers.rounds"),
-    ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
+    ("providers.store_sqlite", "providers.store_redis"),
+    (
+        "providers.session",
+        "providers.remote",
+        "providers.sse",
+        "providers.stdio",
+        "providers.inprocess",
+        "providers.store_records",
+        "providers.store_layers",
+    ),
     (
         "providers.calls",
         "providers.elicitations",

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 
 from providers.errors import ConfigurationError, StoreUnavailable
@@ -54,7 +55,7 @@ async def test_what_another_connection_writes_is_noticed(file: Path) -> None:
 
 
 async def test_its_files_are_for_this_user_alone(file: Path) -> None:
-    file.touch(0o644)
+    await anyio.to_thread.run_sync(file.touch, 0o644)
     async with SqliteMcpResourceStore(file) as store:
         await store.upsert(record())
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
@@ -93,6 +94,10 @@ def no_database(file: Path) -> None:
     file.write_text("What would be no database, however long one looks at it.\n" * 100)
 
 
+def bytes_of(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -104,14 +109,14 @@ def no_database(file: Path) -> None:
 )
 async def test_other_files_are_refused_and_left_as_they_are(file: Path, make: object, told: str) -> None:
     make(file)  # type: ignore[operator]
-    before = file.is_file() and file.read_bytes()
+    before = bytes_of(file)
     with pytest.raises(ConfigurationError, match=told) as refusal:
         async with SqliteMcpResourceStore(file):
             pass
     assert str(file) in str(refusal.value)
     with pytest.raises(ConfigurationError, match=told):
         SqliteMcpResourceStore(file).read_now()
-    assert (file.is_file() and file.read_bytes()) == before
+    assert bytes_of(file) == before
 
 
 async def test_a_folder_that_is_not_there_is_told_of(tmp_path: Path) -> None:
@@ -120,14 +125,18 @@ async def test_a_folder_that_is_not_there_is_told_of(tmp_path: Path) -> None:
             pass
 
 
+def take_away(file: Path, is_replaced: bool) -> None:
+    file.rename(file.with_name("away"))
+    if is_replaced:
+        file.touch()
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_a_file_that_was_taken_away_takes_no_more_changes(file: Path, is_replaced: bool) -> None:
     async with SqliteMcpResourceStore(file) as store, watching(store) as following:
         await store.upsert(record())
         await following()
-        file.rename(file.with_name("away"))
-        if is_replaced:
-            file.touch()
+        take_away(file, is_replaced)
         with pytest.raises(StoreUnavailable, match="cannot be used"):
             await store.upsert(record())
         with pytest.raises(StoreUnavailable, match="cannot be used"):
