@@ -46,7 +46,7 @@ from providers.resource import McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
-from providers.store_layers import LayeredStore
+from providers.store_layers import LayeredStore, Patience
 from providers.store_sqlite import SqliteMcpResourceStore
 from providers.wire import Deliver, OpenWire, Wire
 
@@ -69,6 +69,7 @@ class Gateway:
     Args:
         max_connections: used where the configuration says nothing.
         store: the address of the store that is used where the configuration says nothing.
+        patience: with a store that is away; by default a minute.
         auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are
             the local user, an administrator.
     """
@@ -79,13 +80,14 @@ class Gateway:
         *,
         max_connections: int = STDIO_MAX_CONNECTIONS,
         store: str = MEMORY,
+        patience: Patience | None = None,
         auth: AuthProvider | None = None,
     ) -> None:
         self.configuration = configuration
         self.settings = settings = configuration.settings
         self.operator = local_identity()
         self.state = GatewayState.STOPPED
-        self.store = _layered(configuration, settings.store or store)
+        self.store = _layered(configuration, settings.store or store, patience or Patience())
         self.sessions = ClientSessions()
         self.pool = McpConnectionPool(
             PoolLimits(
@@ -281,12 +283,13 @@ class Gateway:
         return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
 
 
-def _layered(configuration: Configuration, store: str) -> LayeredStore:
+def _layered(configuration: Configuration, store: str, patience: Patience) -> LayeredStore:
     """The servers of servers.toml over those of a store. Those of a file are read now, so that `fastmcp inspect` shows
     them, too."""
     records = store_at(store)
     known = records.read_now() if isinstance(records, SqliteMcpResourceStore) else None
-    return LayeredStore(InMemoryMcpResourceStore(configuration.resources.values()), records, known=known)
+    files = InMemoryMcpResourceStore(configuration.resources.values())
+    return LayeredStore(files, records, known=known, patience=patience)
 
 
 def container_options(configuration: Configuration) -> ContainerOptions:

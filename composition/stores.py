@@ -13,7 +13,6 @@ from composition.servers_file import Configuration
 from providers.errors import ConfigurationError
 from providers.ownership import check_state, folder_for, state_folder
 from providers.store import InMemoryMcpResourceStore, McpResourceStoreBase
-from providers.store_redis import RedisMcpResourceStore
 from providers.store_sqlite import SqliteMcpResourceStore
 
 MEMORY = "memory://"
@@ -29,6 +28,8 @@ def store_at(url: str) -> McpResourceStoreBase:
         ConfigurationError: it is not one of these.
     """
     if url.startswith(("redis://", "rediss://")):
+        from providers.store_redis import RedisMcpResourceStore  # loads redis, which no other gateway needs
+
         return RedisMcpResourceStore(url)
     parts = urlsplit(url)
     if parts.scheme == "memory" and not parts.netloc and not parts.path:

@@ -166,6 +166,8 @@ class LayeredStore(McpResourceStoreBase):
                 "the store of servers has been away for %g s: its servers are now for administrators alone",
                 self._patience.grants,
             )
+        if self.state is StoreState.READY:  # it neither answered nor failed
+            self.state, self.since = StoreState.DEGRADED, datetime.now(UTC)
         self._sealed = MappingProxyType({name: _sealed(record) for name, record in self._records.items()})
         self._watchers.announce()
 

@@ -78,7 +78,7 @@ def read(name: str, row: Row) -> McpServerResource | None:
     except ValidationError as error:
         keys = ", ".join(sorted({".".join(map(str, problem["loc"])) or "the whole" for problem in error.errors()}))
         problem = f"it has something in {keys} that this version does not know"
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         problem = "it is not the JSON of a record"
     logger.error("server %r is left out: its stored record cannot be read, %s", name, problem)
     return None

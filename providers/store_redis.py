@@ -138,6 +138,7 @@ class RedisAddress:
             socket_connect_timeout=ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),  # a change that was sent may have been made
             decode_responses=True,
+            encoding_errors="replace",  # one record that is no text does not take the others down
             **tls,
         )
         return Redis.from_pool(pool)

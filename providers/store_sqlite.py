@@ -124,7 +124,9 @@ class SqliteMcpResourceStore(DurableStore):
 
     def _connect(self) -> sqlite3.Connection:
         # Used by one thread at a time, not always by the same.
-        return sqlite3.connect(self._path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.text_factory = _text
+        return connection
 
     # --- records
 
@@ -219,6 +221,11 @@ class SqliteMcpResourceStore(DurableStore):
 
     def _unavailable(self, problem: object) -> StoreUnavailable:
         return StoreUnavailable(f"sqlite at '{self._path}'", f"cannot be used: {problem}")
+
+
+def _text(stored: bytes) -> str:
+    """One record that is no text does not take the others down."""
+    return stored.decode(errors="replace")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

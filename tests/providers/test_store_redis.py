@@ -79,6 +79,7 @@ async def test_a_record_that_cannot_be_read_is_left_out_alone(
         row = '1 2026-01-01T00:00:00+00:00 2026-01-01T00:00:00+00:00 {"command":"x","quantum":"secret"}'
         redis.ask("HSET", "{apollos:odd}:servers", "newer", row)
         redis.ask("HSET", "{apollos:odd}:servers", "broken", "secret")
+        redis.ask("EVAL", "return redis.call('HSET', KEYS[1], 'b\\255', '\\255')", "1", "{apollos:odd}:servers")
         assert sorted(await store.list_all()) == ["files", "time"]
         assert await store.get("newer") is None and await store.get("broken") is None
         assert "'newer' is left out" in caplog.text and "secret" not in caplog.text

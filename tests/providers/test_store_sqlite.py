@@ -72,6 +72,7 @@ async def test_a_record_that_cannot_be_read_is_left_out_alone(file: Path, caplog
                 ('{"command":"secret","created_by":"ann","quantum":"secret"}',),
             )
             other.execute("UPDATE servers SET document = 'secret' WHERE name = 'odd'")
+            other.execute("INSERT INTO servers VALUES ('b', 1, '', '', CAST(x'ff' AS TEXT))")
         assert sorted(await store.list_all()) == ["files", "time"]
         assert await store.get("newer") is None
         assert "'newer' is left out" in caplog.text and "quantum" in caplog.text and "'odd' is left out" in caplog.text
