@@ -31,6 +31,8 @@ from providers.store_records import Reader, Row, document_of, now, read, stored
 
 ANSWER_SECONDS = 0.8
 """That any read or write takes at most, connecting included."""
+_CONFIRM_SECONDS = 2.0
+"""That an answer may take for which nobody waits: a moment's stall is no outage."""
 _WAIT_SECONDS = 1.0
 """That Redis holds a request for news before it answers that there are none."""
 _MOST_CONNECTIONS = 8
@@ -123,7 +125,7 @@ class RedisAddress:
     def shown(self) -> str:
         return f"redis at {self.host}:{self.port}"
 
-    def client(self, answer_within: float = ANSWER_SECONDS) -> Redis:
+    def client(self, answer_within: float) -> Redis:
         """A client with connections of its own; closed by who asked for it."""
         tls: dict[str, Any] = {"connection_class": SSLConnection, **self.tls} if self.has_tls else {}
         pool = BlockingConnectionPool(
@@ -135,7 +137,7 @@ class RedisAddress:
             username=self.username,
             password=self.password,
             socket_timeout=answer_within,
-            socket_connect_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=answer_within,
             retry=Retry(NoBackoff(), 0),  # a change that was sent may have been made
             decode_responses=True,
             encoding_errors="replace",  # one record that is no text does not take the others down
@@ -149,13 +151,14 @@ class RedisMcpResourceStore(DurableStore):
 
     Args:
         url: see `RedisAddress.of`.
+        answer_within: seconds that a read or write takes at most, connecting included.
 
     Raises:
         ConfigurationError: the URL is no such address.
     """
 
-    def __init__(self, url: str) -> None:
-        self._address = RedisAddress.of(url)
+    def __init__(self, url: str, *, answer_within: float = ANSWER_SECONDS) -> None:
+        self._address, self._answer_within = RedisAddress.of(url), answer_within
         tag = f"{{apollos:{self._address.namespace}}}"
         self._records, self._changes = f"{tag}:servers", f"{tag}:changes"
         self._redis: Redis | None = None
@@ -166,7 +169,7 @@ class RedisMcpResourceStore(DurableStore):
 
     async def __aenter__(self) -> Self:
         """Connections are made when they are needed: a gateway starts without its Redis."""
-        self._redis = self._address.client()
+        self._redis = self._address.client(self._answer_within)
         return self
 
     async def __aexit__(
@@ -186,16 +189,16 @@ class RedisMcpResourceStore(DurableStore):
 
     async def get(self, name: str) -> McpServerResource | None:
         with self._errors_for_people():
-            text: Any = await self._in_time(self._client.hget(self._records, name))
+            text: Any = await _in_time(self._answer_within, self._client.hget(self._records, name))
         return read(name, _row(text)) if text is not None else None
 
     async def list_all(self) -> Snapshot:
         with self._errors_for_people():
-            return (await self._read())[1]
+            return (await self._read(self._client, self._answer_within))[1]
 
-    async def _read(self) -> tuple[str, Snapshot]:
+    async def _read(self, client: Redis, within: float) -> tuple[str, Snapshot]:
         """The last change and, in the same moment, all records."""
-        last, flat = await self._in_time(self._client.eval(_READ, 2, self._records, self._changes))
+        last, flat = await _in_time(within, client.eval(_READ, 2, self._records, self._changes))
         rows = {name: _row(text) for name, text in zip(flat[::2], flat[1::2], strict=True)}
         return last, self._reader.snapshot(rows)
 
@@ -210,7 +213,8 @@ class RedisMcpResourceStore(DurableStore):
     async def _change(self, script: str, name: str, expected: int | None, document: str = "") -> str:
         arguments = (name, "" if expected is None else str(expected), now(), document, str(_MOST_CHANGES))
         with self._errors_for_people():
-            is_done, said = await self._in_time(self._client.eval(script, 2, self._records, self._changes, *arguments))
+            answer = self._client.eval(script, 2, self._records, self._changes, *arguments)
+            is_done, said = await _in_time(self._answer_within, answer)
         if not is_done:
             raise VersionConflict(name, expected, int(said) or None)
         return str(said)
@@ -218,25 +222,21 @@ class RedisMcpResourceStore(DurableStore):
     # --- changes
 
     async def confirmations(self) -> AsyncGenerator[Snapshot]:
-        client = self._address.client(_WAIT_SECONDS + ANSWER_SECONDS)  # its own, so that who waits holds up nobody
+        client = self._address.client(_WAIT_SECONDS + _CONFIRM_SECONDS)  # its own: who waits here holds up nobody
         try:
             with self._errors_for_people():
-                last, snapshot = await self._read()
+                last, snapshot = await self._read(client, _CONFIRM_SECONDS)
                 yield snapshot
                 while True:
-                    with anyio.fail_after(_WAIT_SECONDS + ANSWER_SECONDS):
-                        news = await client.xread({self._changes: last}, block=int(_WAIT_SECONDS * 1000))
+                    waiting = client.xread({self._changes: last}, block=int(_WAIT_SECONDS * 1000))
+                    news = await _in_time(_WAIT_SECONDS + _CONFIRM_SECONDS, waiting)
                     # A Redis that lost its data, or an older one that took over, has no news and yet is another.
-                    if news or await self._in_time(self._client.eval(_LAST, 1, self._changes)) != last:
-                        last, snapshot = await self._read()
+                    if news or await _in_time(_CONFIRM_SECONDS, client.eval(_LAST, 1, self._changes)) != last:
+                        last, snapshot = await self._read(client, _CONFIRM_SECONDS)
                     yield snapshot
         finally:
             with anyio.CancelScope(shield=True):
                 await client.aclose()
-
-    async def _in_time(self, answer: Any) -> Any:
-        with anyio.fail_after(ANSWER_SECONDS):
-            return await answer
 
     @contextmanager
     def _errors_for_people(self) -> Iterator[None]:
@@ -247,10 +247,19 @@ class RedisMcpResourceStore(DurableStore):
             raise StoreUnavailable(self._address.shown, _problem(error)) from None
 
 
+async def _in_time(within: float, answer: Any) -> Any:
+    """
+    Args:
+        answer: to be awaited, although redis says of most that they might be there already.
+    """
+    with anyio.fail_after(within):
+        return await answer
+
+
 def _problem(error: Exception) -> str:
     match error:
         case AuthenticationError() | NoPermissionError():
-            return "refuses the user or the password"
+            return "refuses the user, the password, or what is asked of it"
         case ReadOnlyError():
             return "is a replica that takes no changes"
         case NotInTime() | TimeoutError():

@@ -234,7 +234,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         ConfigurationError: the file is another program's, or of a newer version.
     """
-    _check_owner(connection, path)
+    with _transaction(connection, "DEFERRED"):
+        is_ours = _check_owner(connection, path)
     connection.execute("PRAGMA synchronous = FULL")
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
@@ -242,8 +243,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"the store '{path}' lies on a file system that cannot share it (its journal is '{mode}'). "
             "Name a file on a local disk."
         )
-    with _transaction(connection):  # of two processes that start at once, one makes the table
-        if not _check_owner(connection, path):
+    if is_ours:
+        return
+    with _transaction(connection):
+        if not _check_owner(connection, path):  # of two processes that start at once, one makes the table
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -279,12 +282,17 @@ def _checked(connection: sqlite3.Connection, name: str, expected: int | None) ->
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """What is read in it stays true until what is written in it is on disk."""
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """What is read in it stays true until what is written in it is on disk.
+
+    Args:
+        kind: `DEFERRED` for one that only reads, and waits for nobody.
+    """
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")

@@ -14,10 +14,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from composition.stores import store_at
 from providers.store import McpResourceStoreBase
 from tests.helpers.redis_server import redis_server
-from tests.helpers.store_writers import SCRIPT
+from tests.helpers.store_writers import SCRIPT, patient_store
 from tests.providers.store_contract import record, watching
 
 pytestmark = pytest.mark.core
@@ -37,7 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[McpResourceStoreBase]:
-    async with store_at(url) as store:
+    async with patient_store(url) as store:
         yield store
 
 
@@ -65,6 +64,11 @@ async def test_of_fifty_writers_in_two_processes_one_wins_each_version(url: str,
     final = await store.get("files")
     assert final is not None and (final.version, final.args) == (100, ("100",)), "no change was lost"
     assert dict(await store.list_all()) == {"files": final}
+
+
+async def test_processes_that_open_a_new_store_at_once_share_it(url: str) -> None:
+    with writers(url, 1, 1) as one, writers(url, 1, 1) as two, writers(url, 1, 1) as three, anyio.fail_after(SECONDS):
+        assert sorted(await versions(one) + await versions(two) + await versions(three)) == [1, 2, 3]
 
 
 async def test_what_another_process_writes_is_seen_at_once(url: str, store: McpResourceStoreBase) -> None:
