@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 
 from composition import starting
-from composition.gateway import container_options
+from composition.parts import container_options
 from composition.servers_file import Configuration, load_configuration
 from providers import ownership
 from providers.container import Container, ContainerStatus

@@ -24,19 +24,18 @@ from fastmcp.server.auth import AuthProvider
 
 from composition.admission import Admission
 from composition.own_tools import OwnTools
+from composition.parts import audit_log, container_options, layered_store, open_secrets, pool_limits
 from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
-from composition.settings import AuditMode, Settings, ToolListing
+from composition.settings import ToolListing
+from composition.stores import MEMORY
 from composition.token_watch import TokenWatch
 from providers import lines, low_level, verbatim
 from providers.audit import Audit
-from providers.audit_log import AuditLog
 from providers.caller import Caller, ClientSessions
-from providers.connection import PoolLimits
 from providers.container_keys import StartPolicy
-from providers.container_managers import ContainerOptions
 from providers.container_supervisor import ContainerSupervisor
 from providers.direct import DirectServer
 from providers.endpoint import HttpClient, http_client
@@ -44,16 +43,13 @@ from providers.errors import ConfigurationError
 from providers.identity import local_identity
 from providers.inprocess import PythonServer, inprocess_wire
 from providers.limits import AtOnce
-from providers.ownership import state_folder
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
 from providers.resource import McpServerResource, TransportType
-from providers.secret_keyring import KeyringSecrets
-from providers.secrets import EnvironmentSecrets, FileSecrets, FolderSecrets, SecretStore
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
-from providers.store import InMemoryMcpResourceStore
+from providers.store_layers import Patience
 from providers.wire import Deliver, OpenWire, Wire, opened_by
 
 logger = logging.getLogger(__name__)
@@ -78,6 +74,8 @@ class Gateway:
 
     Args:
         max_connections: used where the configuration says nothing.
+        store: the address of the store that is used where the configuration says nothing.
+        patience: with a store that is away; by default a minute.
         auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are
             the local user, an administrator.
     """
@@ -87,23 +85,17 @@ class Gateway:
         configuration: Configuration,
         *,
         max_connections: int = STDIO_MAX_CONNECTIONS,
+        store: str = MEMORY,
+        patience: Patience | None = None,
         auth: AuthProvider | None = None,
     ) -> None:
         self.configuration = configuration
         self.settings = settings = configuration.settings
         self.operator = local_identity()
         self.state = GatewayState.STOPPED
-        self.store = InMemoryMcpResourceStore(configuration.resources.values())
+        self.store = layered_store(configuration, settings.store or store, patience or Patience())
         self.sessions = ClientSessions()
-        self.pool = McpConnectionPool(
-            PoolLimits(
-                max_connections=settings.max_connections or max_connections,
-                acquire_timeout=settings.acquire_timeout,
-                idle_timeout=settings.idle_timeout,
-                max_lifetime=settings.max_lifetime,
-                health_interval=settings.health_interval,
-            )
-        )
+        self.pool = McpConnectionPool(pool_limits(settings, max_connections))
         self.secrets = open_secrets(settings)
         self.watch = TokenWatch(auth.verify_token if auth else None)
         self.parking = ParkingLot(hold=self.watch.hold)
@@ -125,9 +117,10 @@ class Gateway:
         self.sessions.on_end.append(self._session_ended)
         self.sessions.on_use.append(lambda key: self.watch.hold_session(key, partial(self.sessions.silence, key)))
         self.root = RootMiddleware(settings.name, self.registry, self.watch)
-        self.audit = Audit(_audit_log(settings))
+        self.audit = Audit(audit_log(settings))
         self._has_users = auth is not None
         admission = self._admission()
+        self.registry.on_sync.append(self.root.review)
         self.mcp: FastMCP[Any] = DirectServer(
             self.registry,
             name=settings.name,
@@ -200,11 +193,19 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with self.audit, http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
+            async with (
+                self.audit,
+                http_client() as self._http,
+                self.store,
+                self.containers,
+                anyio.create_task_group() as tasks,
+            ):
                 # closed first, parked calls before all: servers in this process live in tasks of the group
                 async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
                     self.root.resume()
+                    self.registry.sync(self.store.snapshot)
+                    tasks.start_soon(self.store.run)
                     tasks.start_soon(self.registry.run, self.store, tasks)
                     tasks.start_soon(self.watch.run)
                     tasks.start_soon(self._follow_file)
@@ -228,7 +229,8 @@ class Gateway:
     # --- configuration
 
     async def _follow_file(self) -> None:
-        """Put each good version of servers.toml into the store; a broken one is reported, the last good one stands."""
+        """Make the store's first layer equal to each good version of servers.toml; a broken one is reported, the last
+        good one stands."""
         changes = watch_configuration(self.configuration.path, since=self.configuration.fingerprint)
         try:
             async with aclosing(changes):
@@ -241,12 +243,13 @@ class Gateway:
             logger.warning("'%s' is not watched for changes (%s)", self.configuration.path, error.strerror)
 
     async def _apply(self, configuration: Configuration) -> None:
-        known = await self.store.list_all()
+        files = self.store.files
+        known = files.snapshot
         for name, resource in configuration.resources.items():
             if name not in known or not resource.same_offer(known[name]):
-                await self.store.upsert(resource)
+                await files.upsert(resource)
         for name in known.keys() - configuration.resources.keys():
-            await self.store.delete(name)
+            await files.delete(name)
         if configuration.settings != self.configuration.settings:
             logger.warning("[gateway] of '%s' changed; that takes effect at the next start", configuration.path)
         self.configuration = configuration
@@ -311,30 +314,3 @@ class Gateway:
         everybody is: where callers bring tokens, no token vouches for this one."""
         operator = self.operator if self.mcp.auth is None else replace(self.operator, roles=frozenset())
         return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
-
-
-def open_secrets(settings: Settings) -> SecretStore:
-    """Where the values of `${secret:NAME}` come from, as the settings say."""
-    file = FileSecrets(state_folder(settings.state_dir) / "secrets.json")
-    if not settings.keyring:
-        return SecretStore((EnvironmentSecrets(), FolderSecrets(), file), file)
-    keyring = KeyringSecrets()
-    return SecretStore((EnvironmentSecrets(), FolderSecrets(), keyring, file), keyring)
-
-
-def _audit_log(settings: Settings) -> AuditLog | None:
-    if settings.audit is AuditMode.OFF:
-        return None
-    return AuditLog(settings.audit_file, is_strict=settings.audit is AuditMode.STRICT)
-
-
-def container_options(configuration: Configuration) -> ContainerOptions:
-    """Where containers are, and how many there may be, as the configuration says."""
-    settings = configuration.settings
-    return ContainerOptions(
-        configuration=configuration.path.absolute(),
-        state=state_folder(settings.state_dir),
-        host=settings.docker_host,
-        allowed_paths=settings.docker_allowed_paths,
-        max_containers=settings.max_containers,
-    )

@@ -29,6 +29,7 @@ from composition.starting import settle_memory
 from composition.token_watch import EndsWithToken
 from providers import lines
 from providers.errors import ConfigurationError
+from providers.store_layers import StoreState
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,11 @@ def _livez(gateway: Gateway) -> JSONResponse:
 
 
 def _readyz(gateway: Gateway) -> JSONResponse:
+    """A store that is away is told, and takes no traffic away: what is in memory goes on."""
     is_ready = gateway.state is GatewayState.RUNNING
-    return JSONResponse({"status": str(gateway.state)}, status_code=200 if is_ready else 503)
+    is_degraded = is_ready and gateway.store.state is StoreState.DEGRADED
+    status = str(StoreState.DEGRADED if is_degraded else gateway.state)
+    return JSONResponse({"status": status}, status_code=200 if is_ready else 503)
 
 
 _PROBES: dict[str, Callable[[Gateway], JSONResponse]] = {"/livez": _livez, "/readyz": _readyz}

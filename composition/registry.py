@@ -90,6 +90,8 @@ class Registry(Provider):
         self._refresh_interval, self._when_used, self._parking = refresh_interval, when_used, parking
         self.listeners = Listeners(sessions)
         self.own: OwnComponents | None = None
+        self.on_sync: list[Callable[[], None]] = []
+        """Called after each change of what there is and who may read it."""
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
         self._changes: dict[tuple[str, str | None], set[str]] = {}
@@ -123,6 +125,10 @@ class Registry(Provider):
             elif resource is not before.get(name):
                 self._remount(self._mounts[name], resource)
                 self._mounts[name].subscriptions.review()
+        if self._parking is not None:
+            self._parking.review(self.may_use)
+        for review in self.on_sync:
+            review()
 
     def _mount(self, resource: McpServerResource) -> None:
         name = resource.name
@@ -146,8 +152,6 @@ class Registry(Provider):
         mount = self._mounts.pop(name)
         mount.subscriptions.close()
         self._pool.evict(name, before_generation=mount.target.generation + 1)
-        if self._parking is not None:
-            self._parking.end_server(name)
         self._past.setdefault(name, mount.resource)
         self._announce(name, KINDS)
         logger.info("server '%s' unmounted", name)
@@ -258,6 +262,11 @@ class Registry(Provider):
         if rule is None:
             return False, "not readable"
         return (True, rule) if name in self._mounts else (False, "disabled")
+
+    def may_use(self, name: str, identity: Identity) -> bool:
+        """Whether a server is there for a user."""
+        mount = self._mounts.get(name)
+        return mount is not None and _may_read(mount.resource, identity)
 
     async def want_log_level(self, level: str) -> None:
         """The current caller asked for log messages of this level and above. Its open connections are told at once,

@@ -1,11 +1,12 @@
 """The root server's middleware: what concerns all servers at once.
 
-It tells each client which servers it may use, remembers the client's log level, counts the calls under way, and
-refuses new ones while the gateway drains.
+It tells each client which servers it may use, remembers the client's log level, counts the calls under way, refuses
+new ones while the gateway drains, and ends those whose user may not read their server any more.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -13,13 +14,14 @@ from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from composition import capabilities
-from composition.mount import Mount
+from composition.mount import SEPARATOR, Mount, server_of
 from composition.registry import Registry
 from composition.token_watch import TokenWatch
 from providers import audit, lines, verbatim
-from providers.errors import BackendError, BackendTimeout, GatewayError, ProtocolError
+from providers.errors import BackendError, BackendTimeout, GatewayError, NotAuthenticated, ProtocolError
 from providers.identity import Identity
 from providers.lease import CALLS
+from providers.store import absence
 
 _MAX_PURPOSE = 300
 _MAX_INSTRUCTIONS = 16 * 1024
@@ -30,6 +32,16 @@ _FAREWELL_SECONDS = 1.0
 """What a call that is ended gets to say so."""
 
 
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One call under way: at which server, and on whose behalf."""
+
+    server: str
+    identity: Identity | None
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    has_lost_access: bool = False
+
+
 class RootMiddleware(Middleware):
     """
     Args:
@@ -38,7 +50,7 @@ class RootMiddleware(Middleware):
 
     def __init__(self, name: str, registry: Registry, watch: TokenWatch | None = None) -> None:
         self._name, self._registry, self._watch = name, registry, watch or TokenWatch(None)
-        self._calls: set[anyio.CancelScope] = set()
+        self._calls: set[_Call] = set()
         self._idle = anyio.Event()
         self._is_draining = False
 
@@ -52,7 +64,7 @@ class RootMiddleware(Middleware):
         self._is_draining = True
         await self._until_idle(deadline)
         for call in list(self._calls):
-            call.cancel()
+            call.scope.cancel()
         await self._until_idle(_FAREWELL_SECONDS)
 
     async def _until_idle(self, deadline: float) -> None:
@@ -60,6 +72,14 @@ class RootMiddleware(Middleware):
             self._idle = anyio.Event()
             with anyio.move_on_after(deadline):
                 await self._idle.wait()
+
+    def review(self) -> None:
+        """Servers or roles changed: end the calls whose users may not make them any more. Their clients are answered
+        as if there were no such server, which is what they see from now on."""
+        for call in self._calls:
+            if call.identity is not None and not self._registry.may_use(call.server, call.identity):
+                call.has_lost_access = True
+                call.scope.cancel()
 
     def resume(self) -> None:
         """Take calls again."""
@@ -72,7 +92,8 @@ class RootMiddleware(Middleware):
             return await super().__call__(context, call_next)
         if self._is_draining:
             raise GatewayError(_SHUTTING_DOWN)
-        with anyio.CancelScope() as call, self._watch.holding(call.cancel):
+        call = _Call(_server_of(context), self._identity())
+        with call.scope, self._watch.holding(call.scope.cancel):
             self._calls.add(call)
             try:
                 return await call_next(context)
@@ -82,14 +103,22 @@ class RootMiddleware(Middleware):
                 audit.note("timeout" if isinstance(error, BackendTimeout) else "unavailable")
                 raise
             except NotFoundError:
-                if context.method == "tools/call":  # which FastMCP makes a tool's text of, unlike those of the others
-                    verbatim.refuse(lines.mcp_error(verbatim.INVALID_PARAMS, f"Unknown tool: {context.message.name}"))
+                _refuse_unknown_tool(context)
                 raise
             finally:
                 self._calls.discard(call)
                 if not self._calls:
                     self._idle.set()
+        if call.has_lost_access and (unknown := absence(context)) is not None:
+            _refuse_unknown_tool(context)
+            raise unknown
         raise GatewayError(f"the call was ended: {_SHUTTING_DOWN if self._is_draining else _TOKEN_ENDED}")
+
+    def _identity(self) -> Identity | None:
+        try:
+            return self._registry.identity()
+        except NotAuthenticated:
+            return None
 
     async def _set_log_level(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         result = await call_next(context)  # first: FastMCP refuses a level that there is none of
@@ -120,6 +149,18 @@ class RootMiddleware(Middleware):
             "capabilities": capabilities.honest(result.capabilities, mounts, has_own_tools=own is not None),
         }
         return result.model_copy(update=told)
+
+
+def _server_of(context: MiddlewareContext[Any]) -> str:
+    if context.method == "resources/read":
+        return server_of(str(context.message.uri))
+    return str(context.message.name).partition(SEPARATOR)[0]
+
+
+def _refuse_unknown_tool(context: MiddlewareContext[Any]) -> None:
+    """FastMCP makes a tool's text of it, unlike of those of the others."""
+    if context.method == "tools/call":
+        verbatim.refuse(lines.mcp_error(verbatim.INVALID_PARAMS, f"Unknown tool: {context.message.name}"))
 
 
 def instructions(name: str, mounts: list[tuple[Mount, Identity]]) -> str:

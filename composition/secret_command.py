@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from composition.gateway import open_secrets
+from composition.parts import open_secrets
 from composition.servers_file import Configuration, load_configuration
 from composition.starting import FAILED, OK, servers_path
 from providers.identity import Identity, local_identity

@@ -19,6 +19,7 @@ from typing import Any
 from composition.auth import build_auth
 from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
 from composition.servers_file import Configuration, load_configuration
+from composition.stores import MEMORY, default_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +50,8 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **set
 
 
 def served_gateway(configuration: Configuration, served_at: str) -> Gateway:
-    """The gateway that serves HTTP, which lets in whom `[gateway.auth]` says.
+    """The gateway that serves HTTP: it lets in whom `[gateway.auth]` says, and keeps what they add, if not told where,
+    in its state folder.
 
     Args:
         served_at: the address that is listened on, without a path.
@@ -58,7 +60,8 @@ def served_gateway(configuration: Configuration, served_at: str) -> Gateway:
         ConfigurationError: the file of tokens cannot be used.
     """
     auth = build_auth(configuration.settings, served_at)
-    return _checked(Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth))
+    store = MEMORY if configuration.settings.store else default_store(configuration)
+    return _checked(Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth, store=store))
 
 
 def _checked(gateway: Gateway) -> Gateway:

@@ -260,9 +260,9 @@ def claim(state: Path, configuration: Path) -> Instance:
     Raises:
         ConfigurationError: nothing can be written there.
     """
-    root = _root(state, configuration)
+    root = folder_for(state, configuration)
     try:
-        _check_state(state)
+        check_state(state)
         for number in range(_MOST_INSTANCES):
             instance = _hold(root / str(number), hidden(state, configuration))
             if instance is not None:
@@ -316,13 +316,13 @@ def known(state: Path, configuration: Path) -> list[Instance]:
 
 
 def _folders(state: Path, configuration: Path) -> list[Path]:
-    found = sorted(file.parent for file in _root(state, configuration).glob("*/key"))
+    found = sorted(file.parent for file in folder_for(state, configuration).glob("*/key"))
     if found:
-        _check_state(state)
+        check_state(state)
     return found
 
 
-def _check_state(state: Path) -> None:
+def check_state(state: Path) -> None:
     """Where everybody may write, the folder has to be ours: in one of somebody else's could be their keys.
 
     Raises:
@@ -334,7 +334,8 @@ def _check_state(state: Path) -> None:
                 pass
 
 
-def _root(state: Path, configuration: Path) -> Path:
+def folder_for(state: Path, configuration: Path) -> Path:
+    """Of what the gateways with one servers.toml keep."""
     return state / hashlib.sha256(str(configuration.absolute()).encode()).hexdigest()[:16]
 
 

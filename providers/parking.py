@@ -27,6 +27,7 @@ from anyio.abc import TaskGroup
 
 from providers.caller import NOT_ASKED, Caller, Front, refusal_for
 from providers.errors import BackendError, BackendUnavailable, CallerError, GatewayError, InternalError, ProtocolError
+from providers.identity import Identity
 from providers.lines import Json, MCPError
 
 logger = logging.getLogger(__name__)
@@ -344,10 +345,11 @@ class ParkingLot:
         if (release := self._releases.pop(call, None)) is not None:
             release()
 
-    def end_server(self, server: str) -> None:
-        """A server was removed: nobody comes back for what is parked there."""
-        for call in [each for each in self._parked.values() if each.asked.server == server]:
-            call.end()
+    def review(self, may_use: Callable[[str, Identity], bool]) -> None:
+        """Servers or roles changed: end what is parked where its user may not come back for it."""
+        for call in list(self._parked.values()):
+            if not may_use(call.asked.server, call.caller.identity):
+                call.end()
 
     def drain(self) -> None:
         """No retry is served any more: end what is parked, and let nobody be asked from now on."""

@@ -11,12 +11,12 @@ import pytest
 from tests.helpers.containers import over_stdio
 from tests.helpers.gateway import ROOT, local, servers_toml
 
-LOADS = "import sys, server; print([name for name in ('docker', 'docker.api') if name in sys.modules])"
+LOADS = "import sys, server; print([name for name in ('docker', 'docker.api', 'redis') if name in sys.modules])"
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("table", [local("everything.py"), over_stdio()], ids=["process", "container"])
-def test_docker_is_not_loaded_before_it_is_asked(tmp_path: Path, table: dict[str, object]) -> None:
+def test_docker_and_redis_are_not_loaded_before_they_are_asked(tmp_path: Path, table: dict[str, object]) -> None:
     servers = tmp_path / "servers.toml"
     servers.write_text(servers_toml({"every": table}, state_dir=str(tmp_path)))
     done = subprocess.run(

@@ -106,16 +106,19 @@ class ServedGateway:
 
 
 @asynccontextmanager
-async def gateway_over_http(toml: str, *, auth: AuthProvider | None = None) -> AsyncIterator[ServedGateway]:
+async def gateway_over_http(
+    toml: str, *, auth: AuthProvider | None = None, **more: Any
+) -> AsyncIterator[ServedGateway]:
     """A gateway with these servers at a free port.
 
     Args:
         auth: FastMCP's auth provider; without one, and without `[gateway.auth]`, every caller is the local user.
+        more: of what a `Gateway` takes.
     """
     with _servers_file(toml) as path, bind("127.0.0.1", 0, has_auth=auth is not None) as listener:
         configuration = await anyio.to_thread.run_sync(load_configuration, path)
         auth = auth or build_auth(configuration.settings, address_of(listener).removesuffix(PATH))
-        gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
+        gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth, **more)
         config = uvicorn.Config(
             build_app(gateway),
             http=ClientConnection,
@@ -193,7 +196,9 @@ async def gateway_process(
 
 
 def _environment(path: Path, env: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, "APOLLOS_SERVERS": str(path), **(env or {})}
+    """Under `serve` the store is a file in the state folder, which is the test's own too."""
+    own = {"APOLLOS_SERVERS": str(path), "XDG_STATE_HOME": str(path.with_name("state"))}
+    return {**os.environ, **own, **(env or {})}
 
 
 def _url_in(log: Path) -> str | None:

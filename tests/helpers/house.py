@@ -58,6 +58,7 @@ class House:
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
         self.root = RootMiddleware("House", self.registry)
+        self.registry.on_sync.append(self.root.review)
         self.mcp = DirectServer(self.registry, name="House", middleware=[self.root], mask_error_details=True)
         Relay(self.registry, self.pool).serve(self.mcp)
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)

@@ -246,7 +246,7 @@ async def test_a_parked_call_ends_when(end: str) -> None:
     async with asking() as (gateway, one):
         await one.request("tools/call", call(QUESTIONS["roots"][0]))
         assert gateway.gateway.parking.parked == 1
-        await (gateway.gateway.store.delete("b") if end.startswith("its") else gateway.gateway.drain())
+        await (gateway.gateway.store.files.delete("b") if end.startswith("its") else gateway.gateway.drain())
         await eventually(lambda: not gateway.gateway.parking.parked)
         await eventually(lambda: not gateway.gateway.pool.statistics().leases)
 

@@ -281,7 +281,7 @@ async def test_what_is_parked_ends_with_its_server_and_with_the_gateway(end: str
         await parked(lot, held)
         await parked(lot, elsewhere, asked=ASKED._replace(server="other"))
         if end != "close":
-            lot.end_server("files") if end == "server" else lot.drain()
+            lot.review(lambda server, _: server != "files") if end == "server" else lot.drain()
             await settled()
             assert held.was_cancelled and elsewhere.was_cancelled is (end == "drain")
     assert held.was_cancelled and elsewhere.was_cancelled and held.is_closed
