@@ -131,9 +131,7 @@ class Gateway:
             http_refusal=_NEEDS_SERVE if settings.auth.is_on and auth is None else None,
             mask_error_details=True,
         )
-        if settings.tools is ToolListing.SEARCH:
-            self.registry.own = own = OwnTools(self.registry, self.mcp, settings.pinned_tools)
-            own.add_search()
+        self.registry.own = self._own_tools()
         Relay(self.registry, self.pool).serve(self.mcp)
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)
@@ -145,6 +143,13 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {self.settings.name!r} {self.state} {len(self.registry.mounts)} servers>"
+
+    def _own_tools(self) -> OwnTools | None:
+        if self.settings.tools is ToolListing.ALL:
+            return None
+        own = OwnTools(self.registry, self.mcp, self.settings.pinned_tools)
+        own.add_search()
+        return own
 
     def limit(self, key: str) -> float | None:
         """A limit of one user. Without authentication there is one user alone, who has none that nobody wrote."""

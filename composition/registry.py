@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -22,6 +21,7 @@ from fastmcp.server.providers import Provider
 from fastmcp.tools.base import Tool
 
 from composition.mount import SEPARATOR, Mount, server_of
+from composition.news import News
 from providers.caller import Caller, ClientSessions
 from providers.catalogue import KINDS, Listing
 from providers.components import Offer, OfferedTool
@@ -204,7 +204,7 @@ class Registry(Provider):
             await self._something_changed.wait()
             await anyio.sleep(_ANNOUNCE_PAUSE)
             self._something_changed = anyio.Event()
-            news = _News(self._changes, self._past, self._resources)
+            news = News(self._changes, self._past, self._resources)
             self._changes, self._past = {}, {}
             if self._tasks is not None:
                 self._tasks.start_soon(self._sessions.announce, news.concerning)
@@ -366,29 +366,6 @@ class Registry(Provider):
         listing = mount.catalogue.known_to(identity)
         tool = mount.offer(listing).tools.get(name) if listing else None
         return tool.parameters if tool else None
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    """What changed since clients were told last: kinds by server and by user (None: everybody)."""
-
-    changes: dict[tuple[str, str | None], set[str]]
-    before: Snapshot
-    now: Snapshot
-
-    def concerning(self, identity: Identity) -> list[str]:
-        """The notifications for the sessions of one user, who hears only of what this user may or might read."""
-        kinds = {
-            kind
-            for (name, user), kinds in self.changes.items()
-            if user in (None, identity.key) and self._could_read(name, identity)
-            for kind in kinds
-        }
-        return [f"notifications/{kind}/list_changed" for kind in KINDS if kind in kinds]
-
-    def _could_read(self, name: str, identity: Identity) -> bool:
-        records = (snapshot.get(name) for snapshot in (self.before, self.now))
-        return any(record is not None and _may_read(record, identity) for record in records)
 
 
 async def _ask_all(late: list[Mount], caller: Caller, listings: dict[str, Listing | None]) -> None:

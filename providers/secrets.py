@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -297,6 +298,8 @@ class SecretStore:
 
     def wire(self, resource: McpServerResource, open_wire: Callable[[McpServerResource, Deliver], _Opened]) -> OpenWire:
         """How a wire is opened to a server whose record may name secrets."""
+        if not named_in(resource):
+            return partial(open_wire, resource)
 
         @asynccontextmanager
         async def opened(deliver: Deliver) -> AsyncIterator[Wire]:
