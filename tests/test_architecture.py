@@ -19,9 +19,9 @@ FLOORS = (
     # imports go down only; modules on one line never import each other
     ("server",),
     ("composition.cli",),
-    ("composition.serving",),
-    ("composition.http", "composition.report", "composition.containers"),
-    ("composition.starting",),
+    ("composition.serving", "composition.registering"),
+    ("composition.http", "composition.report", "composition.containers", "composition.remote_records"),
+    ("composition.starting", "composition.records"),
     ("composition.gateway", "composition.guard", "composition.replay", "composition.logs", "composition.alone"),
     ("composition.root", "composition.relay", "composition.welcome"),
     ("composition.registry", "composition.capabilities"),
