@@ -294,3 +294,20 @@ async def test_a_front_is_made_once_and_only_when_somebody_comes(monkeypatch: py
             tasks.start_soon(begin, alone(served.url, "b"))
     assert made[len(before) :] == ["b"]
     assert "b" not in before
+
+
+@core
+async def test_a_call_goes_on_while_other_servers_come_and_go() -> None:
+    async with gateway() as served, window(alone(served.url, "b")) as one:
+        answers: list[Any] = []
+
+        async def call() -> None:
+            answers.append(await one.call("slow", seconds=1.5, steps=3))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await eventually(lambda: any(what == "progress" for what, _ in one.heard))
+            served.path.write_text(patient_toml({"b": BACKEND, "newcomer": BACKEND}))
+            await eventually(lambda: "newcomer" in served.gateway.registry.mounts)
+            assert not answers, "the call is still under way"
+        assert len(answers) == 1
