@@ -267,6 +267,22 @@ async def test_a_stream_ends_with_its_server() -> None:
             await stream.read()
 
 
+@modern
+async def test_a_stream_of_the_newest_era_ends_with_its_server_too() -> None:
+    async with (
+        gateway() as served,
+        ears(served, toolsListChanged=True) as of_all,
+        ears(replace(served, url=alone(served.url, "b")), toolsListChanged=True) as stream,
+    ):
+        await of_all.next()
+        await stream.next()
+        served.path.write_text(patient_toml({"c": HIDDEN}))
+        assert (await stream.next())["result"]
+        with pytest.raises(AssertionError, match="ended"):
+            await stream.next()
+        assert (await of_all.next())["method"] == "notifications/tools/list_changed"
+
+
 @core
 async def test_a_role_that_is_taken_away_ends_access_in_running_sessions() -> None:
     async with gateway(tokens()) as served, window(alone(served.url, "b"), "bob") as one:
