@@ -16,8 +16,7 @@ import anyio
 from fastmcp.server.dependencies import get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
-from composition.mount import SEPARATOR, server_of
-from composition.registry import Registry
+from composition.view import View
 from providers import audit, lines
 from providers.audit import Asked, Audit, Entry
 from providers.audit_log import AuditFailed
@@ -39,26 +38,27 @@ _LOCATED = frozenset({"resources/read", "resources/subscribe", "resources/unsubs
 class Admission(Middleware):
     """
     Args:
+        view: of the front server that requests come to.
         at_once: how many calls a user may have under way over HTTP; None: any number.
         when_used: awaited first, so that the audit runs.
     """
 
     def __init__(
         self,
-        registry: Registry,
+        view: View,
         sessions: ClientSessions,
         written: Audit,
         at_once: AtOnce | None,
         when_used: Callable[[], Awaitable[None]],
     ) -> None:
-        self._registry, self._sessions, self._audit = registry, sessions, written
+        self._view, self._sessions, self._audit = view, sessions, written
         self._at_once, self._when_used = at_once, when_used
 
     async def word(self, context: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
         """The SDK's middleware on 4.x; notifications ask nothing and are passed."""
         if context.request_id is None:
             return await call_next(context)
-        asked = asked_of(context.method, context.params or {})
+        asked = asked_of(context.method, context.params or {}, self._view)
         asked.session = self._sessions.known(lines.owner_of_request(context))
         return await self._admit(getattr(context.request, "scope", None), asked, lambda: call_next(context))
 
@@ -66,7 +66,7 @@ class Admission(Middleware):
         """FastMCP's middleware on 3.4."""
         if context.type != "request":
             return await call_next(context)
-        asked = asked_of(str(context.method), _params(context.message))
+        asked = asked_of(str(context.method), _params(context.message), self._view)
         if context.fastmcp_context is not None:
             asked.session = self._sessions.known(lines.session_owner(context.fastmcp_context))
         try:
@@ -121,7 +121,7 @@ class Admission(Middleware):
         if visit is not None and visit.identity is not None:
             return visit.identity
         try:
-            return self._registry.identity()
+            return self._view.identity()
         except NotAuthenticated:
             return None
 
@@ -132,7 +132,7 @@ class Admission(Middleware):
             return False, _TOO_MANY
         if asked.server is None:
             return True, audit.rule_of_all(identity)
-        return self._registry.judge(asked.server, identity)
+        return self._view.judge(asked.server, identity)
 
     def _too_many(self, visit: Visit | None) -> Exception:
         if visit is not None:
@@ -142,33 +142,33 @@ class Admission(Middleware):
         return lines.mcp_error(_REFUSED, text, {"retryAfter": _RETRY_SECONDS})
 
 
-def asked_of(method: str, params: Mapping[str, Any]) -> Asked:
+def asked_of(method: str, params: Mapping[str, Any], view: View) -> Asked:
     """What a request asks for, as far as its params are as they should be; whatever they are, nothing is raised."""
     asked = Asked(method)
     meta = params.get("_meta")
     asked.trace = str(meta["traceparent"]) if isinstance(meta, Mapping) and "traceparent" in meta else None
     if method in _NAMED:
         asked.target = str(params.get(_NAMED[method], ""))
-        asked.server = asked.target.partition(SEPARATOR)[0]
+        asked.server = view.server_of(asked.target)
     elif method in _LOCATED:
         asked.target = str(params.get("uri", ""))
-        asked.server = server_of(asked.target)
+        asked.server = view.server_of_uri(asked.target)
     elif method == "completion/complete":
-        _refer(asked, params.get("ref"))
+        _refer(asked, params.get("ref"), view)
     arguments = params.get("arguments")
     asked.arguments = arguments if isinstance(arguments, Mapping) else {}
     return asked
 
 
-def _refer(asked: Asked, reference: object) -> None:
+def _refer(asked: Asked, reference: object, view: View) -> None:
     if not isinstance(reference, Mapping):
         return
     if "uri" in reference:
         asked.target = str(reference["uri"])
-        asked.server = server_of(asked.target)
+        asked.server = view.server_of_uri(asked.target)
     else:
         asked.target = str(reference.get("name", ""))
-        asked.server = asked.target.partition(SEPARATOR)[0]
+        asked.server = view.server_of(asked.target)
 
 
 def _params(message: Any) -> Mapping[str, Any]:

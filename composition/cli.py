@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from composition import containers, secret_command, serving, token_command, tools_command
+from composition import containers, registering, secret_command, serving, token_command, tools_command
 from composition.discovery import catalog_commands
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers, tools_command, secret_command, token_command, catalog_commands)
+GROUPS = (serving, containers, tools_command, secret_command, token_command, catalog_commands, registering)
 """In the order in which `--help` shows them."""
 
 
@@ -34,9 +34,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """What was asked for. What follows `--` is for the server that a command is about: argparse would read options
+    of ours in it."""
+    parser = build_parser()
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:end])
+    if arguments[end + 1 :]:
+        if not hasattr(options, "after"):
+            parser.error("only 'add' takes arguments after --")
+        options.after = tuple(arguments[end + 1 :])
+    return options
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
-    options = build_parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     log_to_stderr("info" if options.says and options.log_level == "warning" else options.log_level)
     try:
         code: int = options.run(options)

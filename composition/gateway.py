@@ -32,6 +32,8 @@ from composition.servers_file import Configuration, watch_configuration
 from composition.settings import ToolListing
 from composition.stores import MEMORY
 from composition.token_watch import TokenWatch
+from composition.view import View
+from composition.welcome import Welcome
 from providers import lines, low_level, verbatim
 from providers.audit import Audit
 from providers.caller import Caller, ClientSessions
@@ -116,26 +118,15 @@ class Gateway:
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
         self.sessions.on_use.append(lambda key: self.watch.hold_session(key, partial(self.sessions.silence, key)))
-        self.root = RootMiddleware(settings.name, self.registry, self.watch)
+        self.root = RootMiddleware(self.registry, self.watch)
+        self.registry.on_sync.append(self.root.review)
         self.audit = Audit(audit_log(settings))
         self._has_users = auth is not None
-        admission = self._admission()
-        self.registry.on_sync.append(self.root.review)
-        self.mcp: FastMCP[Any] = DirectServer(
-            self.registry,
-            name=settings.name,
-            version=VERSION,
-            middleware=[self.root] if lines.MODERN else [admission, self.root],
-            lifespan=self._lifespan,
-            auth=auth,
-            http_refusal=_NEEDS_SERVE if settings.auth.is_on and auth is None else None,
-            mask_error_details=True,
-        )
+        most = self.limit("max_calls_per_user")
+        self._at_once = None if most is None else AtOnce(int(most))
+        refusal = _NEEDS_SERVE if settings.auth.is_on and auth is None else None
+        self.mcp = self.front(self.registry, settings.name, lifespan=self._lifespan, auth=auth, http_refusal=refusal)
         self.registry.own = self._own_tools()
-        Relay(self.registry, self.pool).serve(self.mcp)
-        low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
-        verbatim.install(self.mcp)
-        low_level.wrap_requests(self.mcp, admission.word)
         self._http: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
@@ -156,10 +147,25 @@ class Gateway:
         is_chosen = self._has_users or key in self.settings.model_fields_set
         return getattr(self.settings, key) if is_chosen else None
 
-    def _admission(self) -> Admission:
-        most = self.limit("max_calls_per_user")
-        at_once = None if most is None else AtOnce(int(most))
-        return Admission(self.registry, self.sessions, self.audit, at_once, self.start)
+    def _admission(self, view: View) -> Admission:
+        return Admission(view, self.sessions, self.audit, self._at_once, self.start)
+
+    def front(self, view: View, name: str, **options: Any) -> FastMCP[Any]:
+        """A server for clients, which find there what a view shows.
+
+        Args:
+            options: more of `FastMCP`.
+        """
+        admission, welcome = self._admission(view), Welcome(self.settings.name, view)
+        middleware = [self.root, welcome] if lines.MODERN else [admission, self.root, welcome]
+        server = DirectServer(
+            view, name=name, version=VERSION, middleware=middleware, mask_error_details=True, **options
+        )
+        Relay(view, self.pool).serve(server)
+        low_level.use_input_schema_lookup(server, view.input_schema)
+        verbatim.install(server)
+        low_level.wrap_requests(server, admission.word)
+        return server
 
     # --- lifetimes
 

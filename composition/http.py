@@ -1,4 +1,5 @@
-"""The gateway over HTTP: `/mcp` for everything, `/livez` and `/readyz` for whoever watches the process.
+"""The gateway over HTTP: `/mcp` for everything, `/adapters/{name}/mcp` for one server alone, `/livez` and `/readyz` for
+whoever watches the process.
 
 FastMCP's application serves MCP, with Host and Origin checked on every request. The two probes answer before it, so
 they need no credentials and work under any Host. SIGTERM drains: probes say so, open calls end, then everything closes.
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from composition.alone import ServersAlone, serve_alone
 from composition.auth_settings import is_loopback
 from composition.door import Door, RequestRates
 from composition.gateway import Gateway, GatewayState
@@ -42,7 +44,7 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: 
 
 
 def build_app(gateway: Gateway) -> ASGIApp:
-    """The ASGI application: probes, and MCP behind the Host and Origin guard."""
+    """The ASGI application: probes, and MCP for all servers and for each alone behind the Host and Origin guard."""
     rates = RequestRates(gateway.limit("max_requests_per_second"), gateway.registry.local)
     guard = StarletteMiddleware(
         Guard,
@@ -53,13 +55,15 @@ def build_app(gateway: Gateway) -> ASGIApp:
     )
     metadata_url = getattr(gateway.mcp.auth, "metadata_url", lambda path: None)(PATH)
     ends_with_token = StarletteMiddleware(EndsWithToken, watch=gateway.watch, metadata_url=metadata_url)
+    sessions = _session_options(gateway)
     mcp_app = gateway.mcp.http_app(
         path=PATH,
         host_origin_protection=True,
         middleware=[ends_with_token, guard],
         **_public_names(gateway.settings.public_url),
-        **_session_options(gateway),
+        **sessions,
     )
+    serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions))
 
     door = Door(mcp_app, rates, gateway.audit)
 

@@ -21,12 +21,16 @@ class News:
     before: Snapshot
     now: Snapshot
 
-    def concerning(self, identity: Identity) -> list[str]:
-        """The notifications for the sessions of one user, who hears only of what this user may or might read."""
+    def concerning(self, identity: Identity, server: str | None) -> list[str]:
+        """The notifications for the clients of one user, who hears only of what this user may or might read.
+
+        Args:
+            server: the one that the client came for; None: all.
+        """
         kinds = {
             kind
             for (name, user), kinds in self.changes.items()
-            if user in (None, identity.key) and self._could_read(name, identity)
+            if user in (None, identity.key) and server in (None, name) and self._could_read(name, identity)
             for kind in kinds
         }
         return [f"notifications/{kind}/list_changed" for kind in KINDS if kind in kinds]

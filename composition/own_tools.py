@@ -19,7 +19,8 @@ from fastmcp.tools.base import ToolResult
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from composition.mount import SEPARATOR, Mount
+from composition.mount import Mount
+from composition.names import SEPARATOR
 from composition.ranking import ToolIndex, arguments_of, rank
 from composition.registry import Registry
 from composition.settings import OWN_SERVER

@@ -1,30 +1,26 @@
-"""The registry: the FastMCP provider that holds the mounts. The mounted namespace is the unified tool registry.
+"""The registry: it holds the mounts, and is the view of all. The mounted namespace is the unified tool registry.
 
 The root server asks here. Names are routed by an exact look-up of what stands before the first underscore, so any
-number of servers costs the same, and what the caller may not read is not found. Lists come from the mounts' catalogues,
-all at once, each within its own deadline. `run` keeps the mounts equal to the store, live.
+number of servers costs the same, and what the caller may not read is not found. `run` keeps the mounts equal to the
+store, live.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
-from fastmcp.prompts.base import Prompt
-from fastmcp.resources.base import Resource
-from fastmcp.resources.template import ResourceTemplate
 from fastmcp.server.dependencies import get_context
-from fastmcp.server.providers import Provider
-from fastmcp.tools.base import Tool
 
-from composition.mount import SEPARATOR, Mount, server_of
+from composition.mount import Mount
+from composition.names import SEPARATOR, Names, out_of_namespace, server_of
 from composition.news import News
+from composition.view import Found, View
 from providers.caller import Caller, ClientSessions
-from providers.catalogue import KINDS, Listing
-from providers.components import Offer, OfferedTool
+from providers.catalogue import KINDS
 from providers.errors import NotAuthenticated
 from providers.identity import Identity, resolve_identity
 from providers.listener import Listeners
@@ -39,32 +35,11 @@ logger = logging.getLogger(__name__)
 _TELL_SECONDS = 1.0
 """How long a client waits until the servers that it uses have been told of its log level."""
 
-Component = TypeVar("Component")
-
 _ANNOUNCE_PAUSE = 0.05
 """Seconds in which changes are gathered into one notification."""
 
 
-class OwnComponents(Protocol):
-    """Tools of the gateway itself, beside those of the servers."""
-
-    @property
-    def tools(self) -> Mapping[str, OfferedTool]:
-        """By public name. All begin with a server's name that no server can have then."""
-
-    @property
-    def instructions(self) -> str:
-        """What a model reads of them first."""
-
-    @property
-    def shows_others(self) -> bool:
-        """Whether lists show any tool of a server."""
-
-    def shows(self, name: str) -> bool:
-        """Whether lists show this tool of a server."""
-
-
-class Registry(Provider):
+class Registry(View):
     """Mounts by name.
 
     Args:
@@ -88,8 +63,8 @@ class Registry(Provider):
         super().__init__()
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
         self._refresh_interval, self._when_used, self._parking = refresh_interval, when_used, parking
-        self.listeners = Listeners(sessions)
-        self.own: OwnComponents | None = None
+        self._listeners = Listeners(sessions)
+        self.on_unmount: list[Callable[[str], None]] = []
         self.on_sync: list[Callable[[], None]] = []
         """Called after each change of what there is and who may read it."""
         self._mounts: dict[str, Mount] = {}
@@ -151,6 +126,9 @@ class Registry(Provider):
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
         mount.subscriptions.close()
+        self._listeners.stop(name)
+        for callback in self.on_unmount:
+            callback(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)
         self._past.setdefault(name, mount.resource)
         self._announce(name, KINDS)
@@ -218,16 +196,18 @@ class Registry(Provider):
 
     # --- requests
 
-    def identity(self) -> Identity:
-        """As whom the current request is made.
+    @property
+    def listeners(self) -> Listeners:
+        return self._listeners
 
-        Raises:
-            NotAuthenticated: it has no verified principal.
-        """
+    def identity(self) -> Identity:
         return resolve_identity(self._local)
 
     async def caller(self) -> Caller | None:
-        """Who makes the current request; None for one without a verified principal, who sees nothing."""
+        return await self.caller_for(None)
+
+    async def caller_for(self, server: str | None) -> Caller | None:
+        """Who makes the current request, which came for one server, or for all (None)."""
         await self._when_used()
         try:
             identity = self.identity()
@@ -237,36 +217,40 @@ class Registry(Provider):
             context = get_context()
         except RuntimeError:
             context = None
-        return self._sessions.caller(context, identity)
+        return self._sessions.caller(context, identity, server)
 
-    def readable(self, caller: Caller | None) -> list[Mount]:
-        """The mounts that a caller may see, by name."""
-        if caller is None:
-            return []
-        return [mount for _, mount in sorted(self._mounts.items()) if _may_read(mount.resource, caller.identity)]
+    def readable(self, identity: Identity) -> list[Mount]:
+        return [mount for _, mount in sorted(self._mounts.items()) if may(identity, "read", mount.resource)]
 
-    def route(self, name: str, caller: Caller | None) -> Mount | None:
-        """The mount of a server, if this caller may read it."""
-        mount = self._mounts.get(name)
-        if mount is None or caller is None or not _may_read(mount.resource, caller.identity):
-            return None
-        return mount
+    def mount_of(self, server: str, identity: Identity) -> Mount | None:
+        """The mount of a server, if this user may read it."""
+        mount = self._mounts.get(server)
+        return mount if mount is not None and may(identity, "read", mount.resource) else None
 
-    def judge(self, name: str, identity: Identity) -> tuple[bool, str]:
-        """Whether `route` finds a server for this user, and by which rule. The reasons why not are for the operator
-        alone: a caller is not to tell them apart."""
-        resource = self._resources.get(name)
+    def judge(self, server: str, identity: Identity) -> tuple[bool, str]:
+        resource = self._resources.get(server)
         if resource is None:
             return False, "not found"
         rule = access_rule(resource, identity.key, identity.roles)
         if rule is None:
             return False, "not readable"
-        return (True, rule) if name in self._mounts else (False, "disabled")
+        return (True, rule) if server in self._mounts else (False, "disabled")
 
-    def may_use(self, name: str, identity: Identity) -> bool:
+    def may_use(self, server: str, identity: Identity) -> bool:
         """Whether a server is there for a user."""
-        mount = self._mounts.get(name)
-        return mount is not None and _may_read(mount.resource, identity)
+        return self.mount_of(server, identity) is not None
+
+    def names(self, mount: Mount) -> Names:
+        return mount.namespace
+
+    def find(self, name: str, identity: Identity) -> Found | None:
+        server, _, own = name.partition(SEPARATOR)
+        mount = self.mount_of(server, identity)
+        return (mount, own) if mount else None
+
+    def find_uri(self, uri: str, identity: Identity) -> Found | None:
+        mount = self.mount_of(server_of(uri), identity)
+        return (mount, out_of_namespace(uri)) if mount else None
 
     async def want_log_level(self, level: str) -> None:
         """The current caller asked for log messages of this level and above. Its open connections are told at once,
@@ -279,104 +263,3 @@ class Registry(Provider):
                 for connection in self._pool.connections():
                     if connection.session is not None and connection.serves_session(caller.session):
                         telling.start_soon(connection.session.want_log_level, caller, level)
-
-    async def offers(self, caller: Caller) -> list[tuple[Mount, Offer]]:
-        """What each server that a caller may read offers, by name. One that is late or away is left out."""
-        mounts = self.readable(caller)
-        listings: dict[str, Listing | None] = {}
-        late = []
-        for mount in mounts:
-            listings[mount.resource.name] = listing = mount.catalogue.peek(caller)
-            if listing is None:
-                late.append(mount)
-            else:
-                mount.catalogue.renew_if_stale(caller)
-        if late:
-            await _ask_all(late, caller, listings)
-        return [(mount, mount.offer(found)) for mount in mounts if (found := listings[mount.resource.name])]
-
-    async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
-        caller = await self.caller()
-        if caller is None:
-            return []
-        return [component for _, offer in await self.offers(caller) for component in pick(offer).values()]
-
-    async def _list_tools(self) -> Sequence[Tool]:
-        if self.own is None:
-            return await self._list(lambda offer: offer.tools)
-        if await self.caller() is None:
-            return []
-        others = await self._list(lambda offer: offer.tools) if self.own.shows_others else []
-        return [*self.own.tools.values(), *(tool for tool in others if self.own.shows(tool.name))]
-
-    async def _list_resources(self) -> Sequence[Resource]:
-        return await self._list(lambda offer: offer.resources)
-
-    async def _list_resource_templates(self) -> Sequence[ResourceTemplate]:
-        return await self._list(lambda offer: offer.templates)
-
-    async def _list_prompts(self) -> Sequence[Prompt]:
-        return await self._list(lambda offer: offer.prompts)
-
-    async def _get_tool(self, name: str, version: Any = None) -> Tool | None:
-        caller = await self.caller()
-        if self.own is not None and caller is not None and name in self.own.tools:
-            return self.own.tools[name]
-        server, _, inner = name.partition(SEPARATOR)
-        mount = self.route(server, caller)
-        if mount is None or caller is None:
-            return None
-        listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        if listing is None:
-            return mount.unlisted_tool(inner, mount.catalogue.error(caller))
-        return mount.offer(listing).tools.get(name)
-
-    async def _get_prompt(self, name: str, version: Any = None) -> Prompt | None:
-        caller = await self.caller()
-        server, _, inner = name.partition(SEPARATOR)
-        mount = self.route(server, caller)
-        if mount is None or caller is None:
-            return None
-        listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        if listing is None:
-            return mount.unlisted_prompt(inner, mount.catalogue.error(caller))
-        return mount.offer(listing).prompts.get(name)
-
-    async def _get_resource(self, uri: str, version: Any = None) -> Resource | None:
-        mount = self.route(server_of(uri), await self.caller())
-        return mount.resource_at(uri) if mount else None
-
-    async def _get_resource_template(self, uri: str, version: Any = None) -> ResourceTemplate | None:
-        return None
-
-    async def get_tasks(self) -> Sequence[Any]:
-        return []  # FastMCP asks at start, by listing everything; none of ours runs as a task
-
-    def input_schema(self, name: str) -> Mapping[str, Any] | None:
-        """A tool's input schema, as far as the caller may know it and it is in memory; the SDK checks headers by it."""
-        try:
-            identity = resolve_identity(self._local)
-        except NotAuthenticated:
-            return None
-        if self.own is not None and name in self.own.tools:
-            return self.own.tools[name].parameters
-        mount = self._mounts.get(name.partition(SEPARATOR)[0])
-        if mount is None or not _may_read(mount.resource, identity):
-            return None
-        listing = mount.catalogue.known_to(identity)
-        tool = mount.offer(listing).tools.get(name) if listing else None
-        return tool.parameters if tool else None
-
-
-async def _ask_all(late: list[Mount], caller: Caller, listings: dict[str, Listing | None]) -> None:
-    async def ask(mount: Mount) -> None:
-        patience = mount.resource.timeouts.list
-        listings[mount.resource.name] = await mount.catalogue.get(caller, patience)
-
-    async with anyio.create_task_group() as tasks:
-        for mount in late:
-            tasks.start_soon(ask, mount)
-
-
-def _may_read(resource: McpServerResource, identity: Identity) -> bool:
-    return may(identity, "read", resource)

@@ -1,7 +1,7 @@
-"""The root server's middleware: what concerns all servers at once.
+"""The middleware of all front servers: what concerns all calls at once.
 
-It tells each client which servers it may use, remembers the client's log level, counts the calls under way, refuses
-new ones while the gateway drains, and ends those whose user may not read their server any more.
+It remembers each client's log level, counts the calls under way, refuses new ones while the gateway drains, and ends
+those whose user may not read their server any more.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import anyio
 from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
-from composition import capabilities
-from composition.mount import SEPARATOR, Mount, server_of
 from composition.registry import Registry
 from composition.token_watch import TokenWatch
+from composition.view import View
 from providers import audit, lines, verbatim
+from providers.direct import DirectServer
 from providers.errors import BackendError, BackendTimeout, GatewayError, NotAuthenticated, ProtocolError
 from providers.identity import Identity
 from providers.lease import CALLS
 from providers.store import absence
 
-_MAX_PURPOSE = 300
-_MAX_INSTRUCTIONS = 16 * 1024
-"""Characters of one server's own instructions; no model reads more, and a client may refuse a longer welcome."""
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
 _TOKEN_ENDED = "its token is not valid any more. Get a new one and call again."
 _FAREWELL_SECONDS = 1.0
@@ -48,8 +45,8 @@ class RootMiddleware(Middleware):
         watch: ends calls whose token stops being valid.
     """
 
-    def __init__(self, name: str, registry: Registry, watch: TokenWatch | None = None) -> None:
-        self._name, self._registry, self._watch = name, registry, watch or TokenWatch(None)
+    def __init__(self, registry: Registry, watch: TokenWatch | None = None) -> None:
+        self._registry, self._watch = registry, watch or TokenWatch(None)
         self._calls: set[_Call] = set()
         self._idle = anyio.Event()
         self._is_draining = False
@@ -129,72 +126,17 @@ class RootMiddleware(Middleware):
             await self._registry.want_log_level(level)
         return result
 
-    async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if context.fastmcp_context is not None:
-            lines.remember_capabilities(context.fastmcp_context)
-        return await self._as_told(await call_next(context))
-
-    async def on_discover(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        return await self._as_told(await call_next(context))
-
-    async def _as_told(self, result: Any) -> Any:
-        """What the gateway says of itself: the servers of this user, and what can be had through it."""
-        if result is None or isinstance(result, dict):
-            return result
-        caller = await self._registry.caller()
-        mounts = [(mount, caller.identity) for mount in self._registry.readable(caller)] if caller else []
-        own = self._registry.own
-        told = {
-            "instructions": instructions(self._name, mounts) + (own.instructions if own and caller else ""),
-            "capabilities": capabilities.honest(result.capabilities, mounts, has_own_tools=own is not None),
-        }
-        return result.model_copy(update=told)
-
 
 def _server_of(context: MiddlewareContext[Any]) -> str:
+    """The server that a call is for, by the names of the front server that it came to."""
+    front = context.fastmcp_context.fastmcp if context.fastmcp_context else None
+    assert isinstance(front, DirectServer) and isinstance(front.only, View), "only front servers have this middleware"
     if context.method == "resources/read":
-        return server_of(str(context.message.uri))
-    return str(context.message.name).partition(SEPARATOR)[0]
+        return front.only.server_of_uri(str(context.message.uri))
+    return front.only.server_of(str(context.message.name))
 
 
 def _refuse_unknown_tool(context: MiddlewareContext[Any]) -> None:
     """FastMCP makes a tool's text of it, unlike of those of the others."""
     if context.method == "tools/call":
         verbatim.refuse(lines.mcp_error(verbatim.INVALID_PARAMS, f"Unknown tool: {context.message.name}"))
-
-
-def instructions(name: str, mounts: list[tuple[Mount, Identity]]) -> str:
-    """What a model reads first: which servers there are for a user, and what each is for."""
-    if not mounts:
-        return f"{name}: no server is available to you at the moment."
-    servers = "\n".join(f"- {mount.resource.name}: {purpose(mount, identity)}" for mount, identity in mounts)
-    said = [(mount.resource.name, _own_instructions(mount, identity)) for mount, identity in mounts]
-    chapters = "".join(f"\n\n# How to use {server}\n\n{text}" for server, text in said if text)
-    return (
-        f"{name} offers the tools of several servers. A tool is named after its server: 'server_tool'. "
-        f"The servers:\n{servers}{chapters}"
-    )
-
-
-def _own_instructions(mount: Mount, identity: Identity) -> str:
-    """A server's own instructions word for word, where its line in the list does not hold them already."""
-    listing = mount.catalogue.known_to(identity)
-    text = str(listing.facts.get("instructions") or "") if listing else ""
-    return text[:_MAX_INSTRUCTIONS] if text != purpose(mount, identity) else ""
-
-
-def purpose(mount: Mount, identity: Identity) -> str:
-    """What a server is for: the operator's description, else what it has told this user of itself."""
-    listing = mount.catalogue.known_to(identity)
-    facts = listing.facts if listing else {}
-    info = facts.get("serverInfo") or {}
-    said = (
-        mount.resource.description
-        or facts.get("instructions")
-        or info.get("description")
-        or info.get("title")
-        or info.get("name")
-        or "no description"
-    )
-    text = " ".join(str(said).split())
-    return text if len(text) <= _MAX_PURPOSE else text[: _MAX_PURPOSE - 1] + "…"

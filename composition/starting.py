@@ -19,7 +19,7 @@ from typing import Any
 from composition.auth import build_auth
 from composition.gateway import SERVE_MAX_CONNECTIONS, STDIO_MAX_CONNECTIONS, Gateway
 from composition.servers_file import Configuration, load_configuration
-from composition.stores import MEMORY, default_store
+from composition.stores import MEMORY, default_store, existing_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +46,8 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **set
     """
     configuration = load_configuration(servers_path())
     chosen = configuration.settings.model_copy(update=settings)
-    return _checked(Gateway(replace(configuration, settings=chosen), max_connections=max_connections))
+    store = existing_store(configuration) or MEMORY
+    return _checked(Gateway(replace(configuration, settings=chosen), max_connections=max_connections, store=store))
 
 
 def served_gateway(configuration: Configuration, served_at: str) -> Gateway:

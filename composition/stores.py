@@ -56,3 +56,9 @@ def default_store(configuration: Configuration) -> str:
             'Name a folder under [gateway]: state_dir = "…", or a store: store = "memory://"'
         ) from None
     return f"sqlite://{folder / _FILE}"
+
+
+def existing_store(configuration: Configuration) -> str | None:
+    """The address of that file if there is one: somebody has added servers. Nothing is made."""
+    file = folder_for(state_folder(configuration.settings.state_dir), configuration.path) / _FILE
+    return f"sqlite://{file}" if file.is_file() else None

@@ -27,6 +27,9 @@ from providers.log_levels import is_loud_enough
 
 logger = logging.getLogger(__name__)
 
+MethodsFor = Callable[[Identity, str | None], list[str]]
+"""The notifications that concern a user's client which came for one server, or for all (None)."""
+
 _ANNOUNCE_DEADLINE = 5.0
 MAX_QUESTIONS = 16
 """That a backend may have open at once."""
@@ -45,6 +48,8 @@ class Caller:
     has_session: bool = True
     is_modern: bool = False
     """The client speaks the 2026-07-28 era: it has no session and is not sent questions."""
+    server: str | None = None
+    """The one server that the client came for; None: for all of them."""
 
 
 class CallClock:
@@ -154,6 +159,7 @@ class ClientSessions:
         self._keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._identities: dict[str, Identity] = {}
         self._silent: set[str] = set()
+        self._servers: dict[str, str | None] = {}
         self.on_end: list[Callable[[str], Awaitable[None]]] = []
         self.on_use: list[Callable[[str], None]] = []
 
@@ -163,20 +169,25 @@ class ClientSessions:
     def __len__(self) -> int:
         return len(self._identities)
 
-    def caller(self, context: Context | None, identity: Identity) -> Caller:
-        """The caller of the current request; a session that was not seen before is remembered until it ends."""
+    def caller(self, context: Context | None, identity: Identity, server: str | None = None) -> Caller:
+        """The caller of the current request; a session that was not seen before is remembered until it ends.
+
+        Args:
+            server: the one that the client came for, if it did not come for all; a session keeps its first.
+        """
         if context is None or (context.request_context is None and lines.session_owner(context) is None):
             return Caller(identity, f"process:{identity.key}", has_session=False)
         if lines.is_modern_request(context):
             declared = Capabilities.of(lines.declared_capabilities(context))
-            return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True)
+            return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True, server=server)
         owner = lines.session_owner(context)
-        key = self._keys.get(owner) or self._remember(owner)
+        key = self._keys.get(owner) or self._remember(owner, server)
         self._identities[key] = identity
         self._silent.discard(key)
         for callback in self.on_use:
             callback(key)
-        return Caller(identity, key, Capabilities.of(lines.declared_capabilities(context)))
+        declared = Capabilities.of(lines.declared_capabilities(context))
+        return Caller(identity, key, declared, server=self._servers.get(key))
 
     def silence(self, key: str) -> None:
         """Tell this session nothing until its user calls again: nobody vouches for it any more."""
@@ -195,12 +206,13 @@ class ClientSessions:
         """Whether the caller's session still lasts; who has none is always there."""
         return not caller.has_session or caller.session in self._identities
 
-    def _remember(self, owner: Any) -> str:
+    def _remember(self, owner: Any, server: str | None) -> str:
         key = f"session:{uuid4().hex}"
-        self._keys[owner] = key
+        self._keys[owner], self._servers[key] = key, server
 
         async def ended() -> None:
             self._identities.pop(key, None)
+            self._servers.pop(key, None)
             self._keys.pop(owner, None)
             self._silent.discard(key)
             for callback in self.on_end:
@@ -232,13 +244,15 @@ class ClientSessions:
             return None
         return next((owner for owner, key in self._keys.items() if key == caller.session), None)
 
-    async def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
-        """Send notifications without params to each session, as its user is concerned; a stuck client costs the others
-        nothing."""
+    async def announce(self, methods_for: MethodsFor) -> None:
+        """Send notifications without params to each session, as its user and the server that it came for are concerned;
+        a stuck client costs the others nothing."""
         async with anyio.create_task_group() as tasks:
             for owner, key in list(self._keys.items()):
                 identity = self._identities.get(key)
-                if identity is not None and key not in self._silent and (methods := methods_for(identity)):
+                if identity is None or key in self._silent:
+                    continue
+                if methods := methods_for(identity, self._servers.get(key)):
                     tasks.start_soon(self._tell, owner, methods)
 
     async def _tell(self, owner: Any, methods: list[str], params: Json | None = None) -> None:

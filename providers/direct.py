@@ -43,6 +43,11 @@ class DirectServer(FastMCP[Any]):
             raise ConfigurationError(self._http_refusal)
         return super().http_app(*arguments, **options)
 
+    @property
+    def only(self) -> Provider:
+        """The provider of all that it has."""
+        return self._only
+
     async def get_tool(self, name: str, version: Any = None) -> Tool | None:
         return await self._only.get_tool(name, version)
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import anyio
 from anyio.abc import TaskGroup
 
-from providers.caller import Caller, ClientSessions
+from providers.caller import Caller, ClientSessions, MethodsFor
 from providers.errors import CallerError
 from providers.identity import Identity
 from providers.lines import Json
@@ -147,10 +147,11 @@ class Listeners:
         self._of_sessions.clear()  # of an event loop that is gone
         self._streams.clear()
 
-    def stop(self) -> None:
-        """End all streams: their clients are told so, and come back if they like."""
+    def stop(self, server: str | None = None) -> None:
+        """End all streams, or those that came for one server: their clients are told so, and come back if they like."""
         for stream in list(self._streams):
-            stream.mailbox.close()
+            if server in (None, stream.caller.server):
+                stream.mailbox.close()
 
     # --- handshake clients: one for each session
 
@@ -199,9 +200,9 @@ class Listeners:
             self._streams.discard(listener)
             listener.end()
 
-    def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
+    def announce(self, methods_for: MethodsFor) -> None:
         """Tell each stream which lists changed, as far as its user is concerned and wants to know."""
         for stream in list(self._streams):
-            for method in methods_for(stream.identity):
+            for method in methods_for(stream.identity, stream.caller.server):
                 if method in stream.kinds:
                     stream.tell(method, {})
