@@ -27,6 +27,7 @@ from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from providers import lines, low_level, verbatim
+from providers.addresses import AddressRules
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
 from providers.container_keys import StartPolicy
@@ -41,7 +42,7 @@ from providers.ownership import state_folder
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
-from providers.resource import McpServerResource, TransportType
+from providers.resource import SERVERS_FILE, McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store import InMemoryMcpResourceStore
@@ -92,6 +93,7 @@ class Gateway:
             )
         )
         self.parking = ParkingLot()
+        self.address_rules = AddressRules(settings.allowed_networks)
         self.containers = ContainerSupervisor(
             container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
         )
@@ -122,6 +124,7 @@ class Gateway:
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)
         self._http: HttpClient | None = None
+        self._http_within_rules: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
@@ -166,7 +169,12 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
+            async with (
+                http_client() as self._http,
+                http_client(within=self.address_rules) as self._http_within_rules,
+                self.containers,
+                anyio.create_task_group() as tasks,
+            ):
                 # closed first, parked calls before all: servers in this process live in tasks of the group
                 async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
@@ -234,10 +242,11 @@ class Gateway:
     ) -> AbstractAsyncContextManager[Wire]:
         """
         Args:
-            client: for a server with connections of its own; the others share the gateway's.
+            client: for a server with connections of its own; the others share the gateway's. Those that came through
+                the API have one that checks each address, so that they lead to nowhere inside.
         """
         open_wire = sse_wire if resource.transport_type is TransportType.SSE else streamable_http_wire
-        return open_wire(resource, deliver, client or self._client)
+        return open_wire(resource, deliver, client or self._client(resource))
 
     def _start_if_eager(self, resource: McpServerResource) -> None:
         if resource.start is StartPolicy.EAGER and self._tasks is not None:
@@ -254,10 +263,10 @@ class Gateway:
         assert self._tasks is not None, "the gateway does not run"
         self._tasks.start_soon(work, *arguments)
 
-    @property
-    def _client(self) -> HttpClient:
-        assert self._http is not None, "the gateway does not run"
-        return self._http
+    def _client(self, resource: McpServerResource) -> HttpClient:
+        client = self._http if resource.created_by == SERVERS_FILE else self._http_within_rules
+        assert client is not None, "the gateway does not run"
+        return client
 
     async def _session_ended(self, session: str) -> None:
         await self.pool.end_session(session)

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from composition.api import routes
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
@@ -48,6 +49,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     mcp_app = gateway.mcp.http_app(
         path=PATH, host_origin_protection=True, middleware=[guard], **_session_options(gateway)
     )
+    routes.install(mcp_app, gateway, PATH)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:

@@ -42,6 +42,18 @@ class VersionConflict(CallerError):
         )
 
 
+class ReadOnlyServer(CallerError):
+    """Raised by a store when a server of servers.toml is to be changed; it is changed in that file alone."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"server '{name}' stands in servers.toml and is changed there.")
+
+
+class StoreUnavailable(GatewayError):
+    """Raised when the store cannot be reached. What is known in memory goes on; nothing was changed."""
+
+
 MISSING_CAPABILITY = -32021
 """JSON-RPC code: a request needs what its client did not declare (2026-07-28)."""
 

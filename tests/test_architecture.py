@@ -21,13 +21,18 @@ FLOORS = (
     ("composition.cli",),
     ("composition.serving",),
     ("composition.http", "composition.report", "composition.containers"),
-    ("composition.starting",),
+    ("composition.starting", "composition.api.routes"),
+    ("composition.api.openapi",),
+    ("composition.api.adapters", "composition.api.status", "composition.api.logs", "composition.api.tools"),
+    ("composition.api.access", "composition.api.remote_urls", "composition.api.preconditions"),
+    ("composition.api.shapes", "composition.api.requests"),
+    ("composition.api.problems", "composition.api.masks"),
     ("composition.gateway", "composition.guard", "composition.replay", "composition.logs"),
     ("composition.root", "composition.relay"),
     ("composition.registry", "composition.capabilities"),
     ("composition.mount", "composition.servers_file"),
     ("composition.settings",),
-    ("composition.tables",),
+    ("composition.tables", "composition.api"),
     # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
     ("providers.catalogue",),
@@ -90,7 +95,7 @@ FLOORS = (
     ),
     ("providers.low_level", "providers.private_files"),
     ("providers.errors", "providers.lines"),
-    ("providers.shapes", "providers.log_levels"),
+    ("providers.shapes", "providers.log_levels", "providers.addresses"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 
