@@ -16,13 +16,15 @@ _GLOBAL_UNICAST = ip_network("2000::/3")
 _NOT_PUBLIC = tuple(
     ip_network(network)
     for network in (
+        "192.0.0.0/24",  # the IETF's, and the metadata service of Oracle
         "192.88.99.0/24",  # 6to4 relays
         "168.63.129.16/32",  # the metadata service of Azure, the only one with a public address
-        "2001::/32",  # Teredo, which holds an IPv4 address of anybody
+        "2001::/23",  # the IETF's, and Teredo, which holds an IPv4 address of anybody
         "2002::/16",  # 6to4, which does too
+        "3fff::/20",  # for documents
     )
 )
-"""What Python counts as global, and leads to somebody who is not the address's owner."""
+"""What Python, or an older one, counts as global, and is nobody's server on the internet."""
 
 _URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?(?:[/?].*)?", re.I | re.S)
 """No user, no backslash, nothing that two parsers could read in two ways."""

@@ -51,7 +51,12 @@ _STATUSES: dict[tuple[str, str], tuple[int, ...]] = {
     ("/tools", "GET"): (200, 400),
     ("/tools/{name}", "GET"): (200, 404),
 }
-_BODIES = {"POST": "AdapterData", "PUT": "AdapterUpdate", "PATCH": "AdapterUpdate"}
+_BODIES = {"POST": "AdapterData", "PUT": "AdapterUpdate", "PATCH": "AdapterPatch"}
+_EXAMPLES: dict[str, Json] = {
+    "POST": {"name": "time", "command": "uvx", "args": ["mcp-server-time"], "requiredRoles": ["engineer"]},
+    "PUT": {"command": "uvx", "args": ["mcp-server-time", "--local-timezone=UTC"], "requiredRoles": ["engineer"]},
+    "PATCH": {"description": "What time it is", "isEnabled": False},
+}
 _ANSWERS: dict[str, Json] = {
     "/adapters": {"type": "array", "items": {"$ref": "#/components/schemas/AdapterResource"}},
     "/adapters/{name}": {"$ref": "#/components/schemas/AdapterResource"},
@@ -70,7 +75,9 @@ def document(routes: Mapping[str, Mapping[str, Callable[..., Any]]], *, has_auth
         paths[path] = {method.lower(): _operation(path, method, handler) for method, handler in methods.items()}
         if "{name}" in path:
             pattern = {"minLength": 1, "maxLength": 256} if path.startswith("/tools") else {"pattern": _NAME}
-            paths[path]["parameters"] = [_parameter("name", "path", {"type": "string", **pattern}, required=True)]
+            example = "time_get_current_time" if path.startswith("/tools") else "time"
+            named = _parameter("name", "path", {"type": "string", **pattern}, required=True)
+            paths[path]["parameters"] = [named | {"example": example}]
     components: Json = {"schemas": _schemas()}
     described: Json = {
         "openapi": "3.1.0",
@@ -95,10 +102,9 @@ def _operation(path: str, method: str, handler: Callable[..., Any]) -> Json:
         operation["parameters"] = parameters
     if method in _BODIES and not path.endswith("/restart"):
         schema = {"$ref": f"#/components/schemas/{_BODIES[method]}"}
-        types = (MERGE_PATCH_TYPE,) if method == "PATCH" else (JSON_TYPE,)
-        if method == "PATCH":
-            schema = {"$ref": "#/components/schemas/AdapterPatch"}
-        operation["requestBody"] = {"required": True, "content": {each: {"schema": schema} for each in types}}
+        media_type = MERGE_PATCH_TYPE if method == "PATCH" else JSON_TYPE
+        content = {media_type: {"schema": schema, "example": _EXAMPLES[method]}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
@@ -139,6 +145,7 @@ def _schemas() -> Json:
     form = _in_camel_case(Form.model_json_schema(ref_template="#/components/schemas/{model}"))
     parts = form.pop("$defs", {})
     data = form | {"title": "AdapterData"}
+    data["properties"]["name"] = {"type": "string", "pattern": _NAME, "description": "cannot be changed"}
     ours = [to_camel(name) for name in WRITTEN_BY_US]
     for name in ours:
         data["properties"][name] = {

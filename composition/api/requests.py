@@ -60,21 +60,23 @@ def check_media_type(request: Request, media_types: Sequence[str]) -> None:
 async def _body(request: Request) -> bytes:
     body = bytearray()
     declared = request.headers.get("content-length", "")
-    is_too_large = declared.isascii() and declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES
+    if declared.isascii() and declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
+        raise _too_large()
     try:
         with anyio.fail_after(_BODY_SECONDS):
-            async for chunk in () if is_too_large else request.stream():  # type: ignore[union-attr]
+            async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
-                    is_too_large = True
-                    break
+                    raise _too_large()
     except TimeoutError:
         raise Refusal(408, "The body did not come in time.", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise Refusal(400, "The body did not come.") from None
-    if is_too_large:
-        raise Refusal(413, f"A body may have {MAX_BODY_BYTES:,} bytes.", headers={"Connection": "close"})
     return bytes(body)
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, f"A body may have {MAX_BODY_BYTES:,} bytes.", headers={"Connection": "close"})
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class _MicrosoftKeys(BaseModel):
         default=None, pattern=_IMAGE_VERSION, description="a tag, or a digest that begins with sha256:"
     )
     environment_variables: dict[str, str] | None = Field(default=None, description="the same as env; give one of them")
-    replica_count: Literal[1] = Field(default=1, description="1 is the only one: the gateway scales by its pool")
+    replica_count: int = Field(default=1, ge=1, le=1, description="1 is the only one: the gateway scales by its pool")
     use_workload_identity: Literal[False] = False
     id: Any = None
     created_by: Any = None

@@ -1,0 +1,166 @@
+"""Who may what: five people, every route, one table. What may not be read has the bytes of what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+from composition.api.routes import ROUTES
+from tests.helpers.api import SHARED, Rest, rest_api
+from tests.helpers.people import USERS
+
+PEOPLE = ("nobody", "stranger", "bob", "carl", "ada")
+"""No token; no role; a role that reads; the creator; an administrator."""
+URL = {"url": "http://127.0.0.1:9/mcp"}
+CODE = {"name": "mine", "command": "sh", "args": ["-c", "true"]}
+
+MATRIX: dict[tuple[str, str], tuple[int, int, int, int, int]] = {
+    # of a server that carl made, and guests such as bob may use
+    ("GET", "/adapters"): (401, 200, 200, 200, 200),
+    ("POST", "/adapters"): (401, 409, 409, 409, 409),
+    ("GET", "/adapters/mine"): (401, 404, 200, 200, 200),
+    ("PUT", "/adapters/mine"): (401, 404, 403, 200, 200),
+    ("PATCH", "/adapters/mine"): (401, 404, 403, 200, 200),
+    ("DELETE", "/adapters/mine"): (401, 404, 403, 204, 204),
+    ("GET", "/adapters/mine/status"): (401, 404, 200, 200, 200),
+    ("GET", "/adapters/mine/logs"): (401, 404, 403, 409, 409),
+    ("POST", "/adapters/mine/restart"): (401, 404, 403, 200, 200),
+    ("GET", "/tools"): (401, 200, 200, 200, 200),
+    ("GET", "/tools/everything_echo"): (401, 404, 200, 404, 200),
+}
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/adapters"): {"name": "mine", **URL},
+    ("PUT", "/adapters/mine"): {**URL, "requiredRoles": ["guest"]},
+    ("PATCH", "/adapters/mine"): {"description": "changed"},
+}
+
+
+@pytest.fixture
+async def rest() -> AsyncIterator[Rest]:
+    async with rest_api(SHARED, "carl", "stranger") as rest:
+        await rest.made("carl", name="mine", requiredRoles=["guest"])
+        yield rest
+
+
+def _user(person: str) -> str | None:
+    return None if person == "nobody" else person
+
+
+def test_the_table_has_every_route() -> None:
+    paths = {path.replace("{name}", "mine"): methods for path, methods in ROUTES.items()}
+    served = {
+        (method, path.replace("/tools/mine", "/tools/everything_echo"))
+        for path, methods in paths.items()
+        for method in methods
+    }
+    assert served == set(MATRIX)
+
+
+@pytest.mark.parametrize("person", PEOPLE)
+async def test_everybody_gets_what_the_table_says(rest: Rest, person: str) -> None:
+    found = {}
+    for route in sorted(MATRIX, key=lambda route: route[0] == "DELETE"):
+        found[route] = (await rest(*route, BODIES.get(route), user=_user(person))).status
+    assert found == {route: statuses[PEOPLE.index(person)] for route, statuses in MATRIX.items()}
+
+
+ATTEMPTS = [
+    ("GET", "", None, {}),
+    ("GET", "", None, {"If-None-Match": "*"}),
+    ("PUT", "", URL, {}),
+    ("PUT", "", CODE, {"If-Match": "*"}),
+    ("PUT", "", {"name": "wrong"}, {"If-Match": '"1-2"'}),
+    ("PATCH", "", {"urll": 1}, {}),
+    ("PATCH", "", None, {"Content-Type": "text/plain"}),
+    ("DELETE", "", None, {"If-Match": '"1-2"'}),
+    ("GET", "/status", None, {}),
+    ("GET", "/logs?tail=x", None, {}),
+    ("POST", "/restart", None, {}),
+    ("POST", "/restart", None, {"Content-Type": "text/plain"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers"), ATTEMPTS)
+async def test_hidden_is_absent_to_the_byte(
+    rest: Rest, method: str, path: str, body: Any, headers: dict[str, str]
+) -> None:
+    replies = []
+    for name in ("mine", "nothing", "No_Name"):
+        reply = await rest(method, f"/adapters/{name}{path}", body, user="stranger", headers=headers)
+        plain = {key: value for key, value in reply.headers.items() if key.lower() != "date"}
+        replies.append((reply.status, plain, reply.text))
+    assert replies[0][0] == 404
+    assert replies[0] == replies[1] == replies[2]
+
+
+async def test_hidden_takes_as_long_as_absent(rest: Rest) -> None:
+    took: dict[str, list[float]] = {"mine": [], "nothing": []}
+    for _ in range(150):
+        for name, times in took.items():
+            began = perf_counter()
+            await rest("GET", f"/adapters/{name}", user="stranger")
+            times.append(perf_counter() - began)
+    assert abs(median(took["mine"]) - median(took["nothing"])) < 0.001
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        CODE,
+        {"cwd": "/", **CODE},
+        {"imageName": "mcp/time"},
+        {"imageName": "mcp/time", "dockerVolumes": ["/etc:/data"]},
+        {**URL, "timeouts": {"list": 3000}},
+        {**URL, "headers": {"X-Key": "${secret:TOKEN}"}},
+    ],
+)
+async def test_what_runs_code_is_for_operators(rest: Rest, more: dict[str, Any]) -> None:
+    made = await rest("POST", "/adapters", {**more, "name": "other"}, user="bob")
+    put = await rest("PUT", "/adapters/mine", {**more, "name": "mine"}, user="carl")
+    gone = {"url": None} if "url" not in more else {}
+    patched = await rest("PATCH", "/adapters/mine", {**more, "name": "mine", **gone}, user="carl")
+    assert [reply.status for reply in (made, put, patched)] == [403, 403, 403]
+    assert "/etc" not in made.text
+    stored = await rest.gateway.store.get("mine")
+    assert stored is not None and stored.url == URL["url"]
+
+
+async def test_an_administrator_who_is_no_operator_runs_no_code() -> None:
+    async with rest_api(SHARED, operator_role="engineer-in-chief") as rest:
+        assert (await rest("POST", "/adapters", CODE)).status == 403
+        await rest.made(name="mine")
+        assert (await rest("PUT", "/adapters/mine", CODE)).status == 403
+
+
+async def test_a_python_file_is_nothing_for_the_api(rest: Rest) -> None:
+    for body in ({"python": "tools.py:mcp"}, {"transportType": "python"}):
+        assert (await rest("POST", "/adapters", {"name": "other", **body})).status == 400
+
+
+async def test_only_the_creator_says_who_uses_a_server(rest: Rest) -> None:
+    reply = await rest("PATCH", "/adapters/mine", {"requiredRoles": ["engineer"]})
+    assert (reply.status, reply.wrong) == (403, ["requiredRoles"])
+    assert (await rest("PATCH", "/adapters/mine", {"requiredRoles": ["*"]}, user="carl")).status == 200
+
+
+async def test_nobody_says_who_made_a_server(rest: Rest) -> None:
+    reply = await rest("PATCH", "/adapters/mine", {"createdBy": "ada", "version": 99, "id": "x"}, user="carl")
+    assert (reply.json["createdBy"], reply.json["version"], reply.json["id"]) == ("carl", 1, "mine")
+    made = await rest("POST", "/adapters", {"name": "other", **URL, "createdBy": "servers.toml"}, user="bob")
+    assert made.json["createdBy"] == "bob"
+
+
+async def test_a_revoked_role_ends_access_with_the_next_request(rest: Rest) -> None:
+    assert "guest" in USERS["bob"]["roles"]
+    assert (await rest("GET", "/adapters/mine", user="bob")).status == 200
+    await rest("PATCH", "/adapters/mine", {"requiredRoles": []}, user="carl")
+    assert (await rest("GET", "/adapters/mine", user="bob")).status == 404
+
+
+async def test_what_concerns_others_is_for_writers(rest: Rest) -> None:
+    reader, writer = [(await rest("GET", "/adapters/mine/status", user=user)).json for user in ("bob", "carl")]
+    assert set(writer) - set(reader) == {"pool", "health", "container"}
