@@ -115,9 +115,9 @@ async def _check(
 def _volume_problems(gateway: Gateway, wanted: McpServerResource) -> list[Wrong]:
     settings, volumes = gateway.settings, list(wanted.docker_volumes)
     unseen = hidden(state_folder(settings.state_dir), gateway.configuration.path)
-    found = [*volume_problems(volumes, Path("/"), settings.docker_allowed_paths, unseen)]
-    found += [(place, "must be a whole path") for place, text in enumerate(wanted.docker_volumes) if text[0] == "."]
-    return [Wrong(f"dockerVolumes.{place}", text) for place, text in found]
+    relative = {place: "must be a whole path" for place, text in enumerate(volumes) if text.startswith(".")}
+    found = dict(volume_problems(volumes, Path("/"), settings.docker_allowed_paths, unseen)) | relative
+    return [Wrong(f"dockerVolumes.{place}", text) for place, text in sorted(found.items())]
 
 
 def _patched(now: McpServerResource, patch: Mapping[str, Any]) -> dict[str, Any]:
