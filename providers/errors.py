@@ -43,15 +43,11 @@ class VersionConflict(CallerError):
 
 
 class ReadOnlyServer(CallerError):
-    """Raised by a store when a server of servers.toml is to be changed; it is changed in that file alone."""
+    """Raised by a store when somebody else than the operator's file would change a server that stands there."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"server '{name}' stands in servers.toml and is changed there.")
-
-
-class StoreUnavailable(GatewayError):
-    """Raised when the store cannot be reached. What is known in memory goes on; nothing was changed."""
+        super().__init__(f"server '{name}' stands in servers.toml, so it is changed and removed there.")
 
 
 MISSING_CAPABILITY = -32021
@@ -104,6 +100,15 @@ class PoolExhausted(BackendError):
     """Raised when no connection became free within the acquire timeout."""
 
     is_of_server = False
+
+
+class StoreUnavailable(GatewayError):
+    """Raised when the store of servers does not answer, or not in time. A change that was under way may have been made
+    or not; `store` says which store it is, without its password."""
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store, self.problem = store, problem
+        super().__init__(f"the store of servers ({store}) {problem}. Read again in a moment what is stored.")
 
 
 class InternalError(GatewayError):

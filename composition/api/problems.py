@@ -81,7 +81,7 @@ def refusal_of(error: GatewayError) -> Refusal:
         case ReadOnlyServer():
             return Refusal(409, "This server stands in servers.toml. Change it there; the gateway follows that file.")
         case StoreUnavailable():
-            detail = "The store cannot be reached at the moment. Nothing was changed; try again."
+            detail = "The store does not answer at the moment. Read again in a moment what is stored."
             return Refusal(503, detail, headers={"Retry-After": _RETRY_SECONDS})
         case BackendError():
             return Refusal(503, str(error), headers={"Retry-After": _RETRY_SECONDS})

@@ -201,7 +201,7 @@ async def test_whoever_has_no_good_token_gets_the_challenge_of_mcp(rest: Rest) -
 
 async def test_a_store_that_is_away_is_told(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*_: object, **__: object) -> None:
-        raise StoreUnavailable("redis://secret@host is away")
+        raise StoreUnavailable("redis://secret@host", "is away")
 
     monkeypatch.setattr(rest.gateway.store, "upsert", away)
     reply = await rest("POST", "/adapters", {"name": "notes", "url": "http://127.0.0.1:9/"})
