@@ -20,6 +20,7 @@ from typing import Any
 from weakref import WeakSet
 
 import aiohttp
+import aiohttp.abc
 import anyio
 from pydantic_core import from_json
 from yarl import URL
@@ -28,6 +29,7 @@ from providers.addresses import AddressRules
 from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendUnavailable
 from providers.event_stream import EventStream
 from providers.identity import Identity, prepare_proxy_headers
+from providers.lookup import look_up
 from providers.resource import McpServerResource
 from providers.wire import Message
 
@@ -44,6 +46,7 @@ _ADDRESS_SECONDS = 2
 """How long the address of a host name is kept: a server that moved is found soon after."""
 _FINISH_SECONDS = 0.2
 """How long a response that said all we need is read on, so that its connection can be used again."""
+_IS_ADDRESS = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 _FORBIDDEN_ADDRESS = "no address that it may have"
 _LARGE_BODY = 1024 * 1024
 """A larger body is written piece by piece."""
@@ -122,6 +125,23 @@ def _socket_within(rules: AddressRules) -> Callable[[tuple[Any, ...]], socket.so
     return make
 
 
+class _OwnThreads(aiohttp.abc.AbstractResolver):
+    """Looks up names that users chose, where that holds up nobody else."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        return [
+            aiohttp.abc.ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=_IS_ADDRESS
+            )
+            for kind, _, proto, _, address in await look_up(host, port, family)
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
 @asynccontextmanager
 async def http_client(
     own: OwnConnections | None = None, *, within: AddressRules | None = None
@@ -137,6 +157,7 @@ async def http_client(
             limit=0,
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
             ttl_dns_cache=_ADDRESS_SECONDS,
+            resolver=_OwnThreads() if within else None,
             socket_factory=own.make if own else _socket_within(within) if within else None,
         ),
         trace_configs=[own.tracing()] if own else None,

@@ -95,7 +95,7 @@ FLOORS = (
     ),
     ("providers.low_level", "providers.private_files"),
     ("providers.errors", "providers.lines"),
-    ("providers.shapes", "providers.log_levels", "providers.addresses"),
+    ("providers.shapes", "providers.log_levels", "providers.addresses", "providers.lookup"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 

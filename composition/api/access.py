@@ -20,12 +20,20 @@ from providers.resource import NAME_PATTERN, SERVERS_FILE, McpServerResource, ca
 
 OPERATOR_KEYS = (*(key for key in REACH_KEYS if key not in ("url", "headers")), "timeouts")
 """What runs code on the host, says what it runs with, or how long all others wait for it."""
+MAX_SERVERS_PER_USER = 100
+"""Of users who are no operators: each server costs the gateway memory, and a line in everybody's log."""
 _VARIABLE = "${"
 """A reference to a secret of the gateway's. Whoever could send one to an address of theirs would know the secret."""
 
 
 def creator_of(identity: Identity) -> str:
-    """What a record's `created_by` says of this caller; `can_access` compares it."""
+    """What a record's `created_by` says of this caller; `can_access` compares it.
+
+    Raises:
+        Refusal: 403, for somebody who is called like the operator's file. What he makes would be the operator's.
+    """
+    if identity.user_id == SERVERS_FILE:
+        raise Refusal(403, "Your user id is the name of the operator's file. You cannot make servers.")
     return identity.user_id
 
 
@@ -77,6 +85,19 @@ async def changeable(gateway: Gateway, name: str, identity: Identity) -> McpServ
     if resource.created_by == SERVERS_FILE:
         raise ReadOnlyServer(name)
     return resource
+
+
+async def check_room(gateway: Gateway, identity: Identity) -> None:
+    """
+    Raises:
+        Refusal: 403, the caller is no operator and has made as many servers as one user may have.
+    """
+    if is_operator(gateway, identity):
+        return
+    creator = creator_of(identity)
+    made = sum(resource.created_by == creator for resource in (await gateway.store.list_all()).values())
+    if made >= MAX_SERVERS_PER_USER:
+        raise Refusal(403, f"You have made {made} servers, which is as many as one user may have. Remove one.")
 
 
 def check_change(

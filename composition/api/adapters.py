@@ -39,6 +39,7 @@ async def make_adapter(gateway: Gateway, request: Request, identity: Identity) -
     """Register a server."""
     wanted = shapes.read(await json_object(request), gateway.settings.timeouts)
     await _check(gateway, identity, wanted, None)
+    await access.check_room(gateway, identity)
     wanted = wanted.model_copy(update={"created_by": access.creator_of(identity)})
     try:
         stored = await gateway.store.upsert(wanted, expected_version=0)

@@ -17,6 +17,7 @@ from providers.errors import BackendError, CallerError, GatewayError, ReadOnlySe
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_SECONDS = "5"
+_MOST_ERRORS = 100
 
 
 class Wrong(NamedTuple):
@@ -69,7 +70,7 @@ def response(refusal: Refusal) -> JSONResponse:
         "detail": refusal.detail,
     }
     if refusal.errors:
-        body["errors"] = [wrong._asdict() for wrong in refusal.errors]
+        body["errors"] = [wrong._asdict() for wrong in refusal.errors[:_MOST_ERRORS]]
     return JSONResponse(body, refusal.status, refusal.headers, MEDIA_TYPE)
 
 

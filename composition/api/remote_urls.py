@@ -6,12 +6,11 @@ answer is the same whether a name leads inside or nowhere, so that nobody can as
 
 from __future__ import annotations
 
-import socket
-
 import anyio
 
 from composition.api.problems import Wrong, invalid
 from providers.addresses import AddressRules, place_of
+from providers.lookup import look_up
 
 _LOOK_UP_SECONDS = 5.0
 _NOT_PUBLIC = (
@@ -40,7 +39,7 @@ async def check_url(url: str, rules: AddressRules) -> None:
 async def _addresses(host: str, port: int) -> list[str]:
     with anyio.move_on_after(_LOOK_UP_SECONDS):
         try:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await look_up(host, port)
         except (OSError, UnicodeError):  # the name is not found, or is none
             return []
         return [str(address[4][0]) for address in found]

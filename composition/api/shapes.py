@@ -29,6 +29,10 @@ _OFFERED = {name: field for name, field in McpServerResource.model_fields.items(
 _INNER: dict[str, type[BaseModel]] = {"timeouts": Timeouts, "tools": ToolRules}
 _ALWAYS_SHOWN = {"name", "description", "transport_type", "isolation", "is_enabled", "required_roles"}
 
+_MOST_MEMBERS = 500
+_MOST_HINTS = 5
+"""Finding the word that was meant takes as long as all other checks."""
+
 _IMAGE_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._:/\[\]-]{0,254}$"
 _IMAGE_VERSION = r"^[a-zA-Z0-9_][a-zA-Z0-9._:@-]{0,254}$"
 
@@ -75,6 +79,8 @@ def read(body: Mapping[str, Any], deadlines: Timeouts, stored: McpServerResource
     Raises:
         Refusal: with everything that is wrong with the body.
     """
+    if too_large := list(_too_large(body)):
+        raise invalid(too_large)
     data, wrong = _snake(body)
     typed, found = _typed(data)
     wrong += found
@@ -93,29 +99,35 @@ def read(body: Mapping[str, Any], deadlines: Timeouts, stored: McpServerResource
     return resource
 
 
-def _snake(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[Wrong]]:
-    data: dict[str, Any] = {}
-    wrong: list[Wrong] = []
+def _too_large(body: Mapping[str, Any], outer: str = "") -> Iterator[Wrong]:
+    """What has more members than anybody needs: rules are checked for each, and some for each pair."""
+    if len(body) > _MOST_MEMBERS:
+        yield Wrong(outer[:80], f"has more than {_MOST_MEMBERS} members")
+        return
     for key, value in body.items():
-        name = _SPELLED.get(key)
-        if name is None:
-            wrong.append(_unknown("", key, _SPELLED))
-            continue
-        if name in _INNER_SPELLED and isinstance(value, dict):
-            value, unknown = _snake_inside(name, value)
+        if isinstance(value, dict) and not outer:
+            yield from _too_large(value, key)
+        elif isinstance(value, list | dict) and len(value) > _MOST_MEMBERS:
+            yield Wrong(f"{outer}.{key}".lstrip(".")[:80], f"has more than {_MOST_MEMBERS} members")
+
+
+def _snake(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[Wrong]]:
+    """The members that there are, as a record spells them, and what is wrong with the others."""
+    data, wrong = _renamed("", body, _SPELLED)
+    for outer, names in _INNER_SPELLED.items():
+        if isinstance(data.get(outer), dict):
+            data[outer], unknown = _renamed(f"{outer}.", data[outer], names)
             wrong += unknown
-        data[name] = value
     return data, wrong
 
 
-def _unknown(outer: str, key: str, names: Mapping[str, str]) -> Wrong:
-    return Wrong(outer + key[:80], f"is unknown.{did_you_mean(key, names)}".rstrip("."))
-
-
-def _snake_inside(outer: str, table: Mapping[str, Any]) -> tuple[dict[str, Any], list[Wrong]]:
-    names = _INNER_SPELLED[outer]
-    unknown = [_unknown(f"{outer}.", key, names) for key in table if key not in names]
-    return {names[key]: value for key, value in table.items() if key in names}, unknown
+def _renamed(outer: str, table: Mapping[str, Any], names: Mapping[str, str]) -> tuple[dict[str, Any], list[Wrong]]:
+    unknown = [key for key in table if key not in names]
+    wrong = [
+        Wrong(outer + key[:80], f"is unknown.{did_you_mean(key, names) if place < _MOST_HINTS else ''}".rstrip("."))
+        for place, key in enumerate(unknown)
+    ]
+    return {names[key]: value for key, value in table.items() if key in names}, wrong
 
 
 def _typed(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Wrong]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from composition.api import access
 from composition.api.routes import ROUTES
 from tests.helpers.api import SHARED, Rest, rest_api
 from tests.helpers.people import USERS
@@ -152,6 +153,21 @@ async def test_nobody_says_who_made_a_server(rest: Rest) -> None:
     assert (reply.json["createdBy"], reply.json["version"], reply.json["id"]) == ("carl", 1, "mine")
     made = await rest("POST", "/adapters", {"name": "other", **URL, "createdBy": "servers.toml"}, user="bob")
     assert made.json["createdBy"] == "bob"
+
+
+async def test_nobody_is_the_file() -> None:
+    async with rest_api(SHARED, "servers.toml") as rest:
+        reply = await rest("POST", "/adapters", {"name": "mine", **URL}, user="servers.toml")
+        assert (reply.status, await rest.gateway.store.get("mine")) == (403, None)
+        assert (await rest("GET", "/adapters", user="servers.toml")).json == []
+
+
+async def test_one_user_makes_so_many_servers_and_no_more(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MAX_SERVERS_PER_USER", 2)
+    await rest.made("carl", name="second")
+    assert (await rest("POST", "/adapters", {"name": "third", **URL}, user="carl")).status == 403
+    await rest.made("ada", name="third")
+    await rest.made("bob", name="fourth")
 
 
 async def test_a_revoked_role_ends_access_with_the_next_request(rest: Rest) -> None:

@@ -228,6 +228,23 @@ async def test_all_problems_are_told_at_once_and_no_value(rest: Rest) -> None:
     assert "secret-" not in reply.text and "Secret_" not in reply.text
 
 
+LARGE = {
+    "unknown members": {f"unknown{number}": 1 for number in range(9_000)},
+    "unknown rules": {"tools": {f"exclud{number}": 1 for number in range(9_000)}},
+    "rules": {"tools": {"include": ["a"] * 20_000, "exclude": ["b"] * 20_000}},
+    "arguments": {"args": [1] * 80_000},
+    "fewer unknown members": {f"unknown{number}": 1 for number in range(450)},
+}
+
+
+@pytest.mark.parametrize("body", LARGE.values(), ids=LARGE)
+async def test_no_body_holds_up_the_others(rest: Rest, body: dict[str, object]) -> None:
+    began = anyio.current_time()
+    reply = await rest("POST", "/adapters", {"name": "notes", "command": "sh", **body})
+    assert (reply.status, len(reply.wrong) <= 100) == (400, True)
+    assert anyio.current_time() - began < 1.0
+
+
 async def test_a_restart_begins_a_generation(rest: Rest) -> None:
     async with window(rest.served.url) as ada:
         await ada.call("everything_echo", text="hello")
