@@ -7,11 +7,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import aiohttp
 import pytest
+from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
 
 from composition.api import access
 from composition.api.routes import ROUTES
 from tests.helpers.api import SHARED, Rest, rest_api
+from tests.helpers.gateway import gateway_over_http, servers_toml
 from tests.helpers.people import USERS
 
 PEOPLE = ("nobody", "stranger", "bob", "carl", "ada")
@@ -96,6 +99,24 @@ async def test_hidden_is_absent_to_the_byte(
         replies.append((reply.status, plain, reply.text))
     assert replies[0][0] == 404
     assert replies[0] == replies[1] == replies[2]
+
+
+async def test_a_hidden_tool_is_absent_to_the_byte(rest: Rest) -> None:
+    names = ("everything_echo", "everything_nothing", "nothing_echo", "mine_x", "x", "_")
+    replies = {
+        (reply.status, reply.text) for name in names for reply in [await rest("GET", f"/tools/{name}", user="stranger")]
+    }
+    assert len(replies) == 1 and replies.pop()[0] == 404
+    assert (await rest("GET", "/tools", user="stranger")).json == []
+
+
+async def test_a_token_that_names_nobody_gets_the_challenge() -> None:
+    verifier = StaticTokenVerifier({"nameless": {"client_id": "tests"}})
+    async with gateway_over_http(servers_toml(SHARED), auth=verifier) as served, aiohttp.ClientSession() as http:
+        rest = Rest(served, http)
+        for path in ("/adapters", "/tools"):
+            reply = await rest("GET", path, user=None, headers={"Authorization": "Bearer nameless"})
+            assert (reply.status, reply.headers["WWW-Authenticate"][:6]) == (401, "Bearer")
 
 
 async def test_hidden_takes_as_long_as_absent(rest: Rest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 
 import anyio
@@ -226,6 +227,34 @@ async def test_all_problems_are_told_at_once_and_no_value(rest: Rest) -> None:
     assert reply.status == 400
     assert set(reply.wrong) == expected | {"replicaCount", "useWorkloadIdentity", "isolation"}
     assert "secret-" not in reply.text and "Secret_" not in reply.text
+
+
+SECRETS = {
+    "url": "http://ann:canary-1@127.0.0.1:9/mcp?key=canary-2",
+    "headers": {"X-Key": "canary-3"},
+}
+CODE = {
+    "command": "no-such-program",
+    "args": ["canary-4"],
+    "env": {"KEY": "canary-5"},
+}
+
+
+async def test_no_secret_is_told_or_logged(rest: Rest, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    told = [
+        await rest("POST", "/adapters", {"name": "remote", **SECRETS | {"url": "http://127.0.0.1:9/?key=canary-2"}})
+    ]
+    told += [await rest("POST", "/adapters", {"name": "code", **CODE}), await rest("POST", "/adapters", SECRETS | CODE)]
+    told += [await rest("GET", "/tools"), await rest("GET", "/tools/remote_x"), await rest("GET", "/tools/code_x")]
+    for name in ("remote", "code"):
+        told += [await rest("GET", f"/adapters/{name}"), await rest("GET", f"/adapters/{name}/status")]
+        told += [await rest("PATCH", f"/adapters/{name}", {"isEnabled": "canary-6"})]
+        told += [await rest("POST", f"/adapters/{name}/restart"), await rest("DELETE", f"/adapters/{name}")]
+    assert [reply.status for reply in told[:3]] == [201, 201, 400]
+    assert "canary" not in "".join(reply.text + str(reply.headers) for reply in told)
+    assert "canary" not in caplog.text
+    assert "canary" not in repr(rest.gateway.registry.mounts)
 
 
 LARGE = {
