@@ -73,7 +73,8 @@ def read(body: Mapping[str, Any], deadlines: Timeouts, stored: McpServerResource
     """The record that a body asks for; its bookkeeping is not set.
 
     Args:
-        deadlines: those of the gateway, which hold where the body says nothing else.
+        deadlines: those of the gateway, which a new record has where the body says nothing else; a stored one keeps its
+            own.
         stored: the record as it is, whose name the new one has; masked values in the body stand for its own.
 
     Raises:
@@ -86,7 +87,7 @@ def read(body: Mapping[str, Any], deadlines: Timeouts, stored: McpServerResource
     wrong += found
     values, found = _record_keys(typed)
     wrong += found
-    values["timeouts"] = deadlines.model_dump() | values.get("timeouts", {})
+    values["timeouts"] = (stored.timeouts if stored else deadlines).model_dump() | values.get("timeouts", {})
     if stored is not None:
         if values.setdefault("name", stored.name) != stored.name:
             wrong.append(Wrong("name", "must be the name in the address; a server cannot be renamed"))

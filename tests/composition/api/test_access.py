@@ -13,6 +13,7 @@ from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
 
 from composition.api import access
 from composition.api.routes import ROUTES
+from providers.resource import Timeouts
 from tests.helpers.api import SHARED, Rest, rest_api
 from tests.helpers.gateway import gateway_over_http, servers_toml
 from tests.helpers.people import USERS
@@ -156,6 +157,17 @@ async def test_an_administrator_who_is_no_operator_runs_no_code() -> None:
         assert (await rest("POST", "/adapters", CODE)).status == 403
         await rest.made(name="mine")
         assert (await rest("PUT", "/adapters/mine", CODE)).status == 403
+
+
+async def test_deadlines_that_nobody_names_stay(rest: Rest) -> None:
+    """Also where those of the gateway have changed since, and whoever writes could not set them."""
+    stored = await rest.gateway.store.get("mine")
+    assert stored is not None
+    other = stored.model_copy(update={"timeouts": Timeouts(call=77)})
+    await rest.gateway.store.upsert(other)
+    for method in ("PATCH", "PUT"):
+        reply = await rest(method, "/adapters/mine", {**URL, "requiredRoles": ["guest"]}, user="carl")
+        assert (reply.status, reply.json["timeouts"]["call"]) == (200, 77)
 
 
 async def test_a_python_file_is_nothing_for_the_api(rest: Rest) -> None:
