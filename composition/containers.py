@@ -7,13 +7,11 @@ that gateways with this servers.toml have taken, and from what those wrote down.
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -24,6 +22,7 @@ from composition.parts import container_options
 from composition.servers_file import Configuration, load_configuration
 from providers import ownership
 from providers.container import Container, ContainerStatus
+from providers.container_log import harmless, last_lines
 from providers.docker import McpContainerManager
 from providers.errors import BackendError, ConfigurationError
 from providers.hardening import relaxations
@@ -31,8 +30,6 @@ from providers.process import mask_for
 from providers.resource import TransportType
 
 _FOLLOW_EVERY = 0.5
-_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Of Unicode's categories: controls, invisible marks, halves of pairs, ends of lines and paragraphs."""
 _HEADER = ("NAME", "STATE", "TRANSPORT", "UPTIME", "MEMORY", "RESTARTS", "CONTAINER", "NOTES")
 
 
@@ -203,15 +200,6 @@ async def logs(configuration: Configuration, name: str, *, follow: bool, tail: i
     return 0
 
 
-def harmless(text: str) -> str:
-    """Without what a terminal would obey, or hide behind: control characters, escape sequences, marks that turn the
-    direction of text. They are shown by their numbers. Letters of every language stay, and tabs."""
-    is_kept = (sign == "\t" or unicodedata.category(sign) not in _OBEYED for sign in text)
-    return "".join(
-        sign if is_fine else sign.encode("unicode_escape").decode() for sign, is_fine in zip(text, is_kept, strict=True)
-    )
-
-
 async def _merged(
     known: list[McpContainerManager], name: str, read: Any, tail: int, follow: bool
 ) -> AsyncIterator[str]:
@@ -228,16 +216,7 @@ async def _merged(
 
 
 async def _from_file(manager: McpContainerManager, name: str, tail: int) -> list[str]:
-    return await anyio.to_thread.run_sync(_last_lines, manager.instance.log_file(name), tail)
-
-
-def _last_lines(file: Path, tail: int) -> list[str]:
-    """Lines end at a newline and nowhere else: what follows another sign has no time in front."""
-    try:
-        lines = file.read_bytes().decode(errors="replace").split("\n")
-    except OSError:
-        return []
-    return [line for line in lines if line][-tail:]
+    return await anyio.to_thread.run_sync(last_lines, manager.instance.log_file(name), tail)
 
 
 async def _from_docker(manager: McpContainerManager, name: str, tail: int) -> list[str]:

@@ -35,6 +35,7 @@ from composition.token_watch import TokenWatch
 from composition.view import View
 from composition.welcome import Welcome
 from providers import lines, low_level, verbatim
+from providers.addresses import AddressRules
 from providers.audit import Audit
 from providers.caller import Caller, ClientSessions
 from providers.container_keys import StartPolicy
@@ -48,7 +49,7 @@ from providers.limits import AtOnce
 from providers.parking import ParkingLot
 from providers.pool import McpConnectionPool
 from providers.remote import streamable_http_wire
-from providers.resource import McpServerResource, TransportType
+from providers.resource import SERVERS_FILE, McpServerResource, TransportType
 from providers.sse import sse_wire
 from providers.stdio import stdio_wire
 from providers.store_layers import Patience
@@ -101,6 +102,7 @@ class Gateway:
         self.secrets = open_secrets(settings)
         self.watch = TokenWatch(auth.verify_token if auth else None)
         self.parking = ParkingLot(hold=self.watch.hold)
+        self.address_rules = AddressRules(settings.allowed_networks)
         self.containers = ContainerSupervisor(
             container_options(configuration), self.pool, self._open_remote, self._record, self._filled
         )
@@ -128,6 +130,7 @@ class Gateway:
         self.mcp = self.front(self.registry, settings.name, lifespan=self._lifespan, auth=auth, http_refusal=refusal)
         self.registry.own = self._own_tools()
         self._http: HttpClient | None = None
+        self._http_within_rules: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
@@ -207,6 +210,7 @@ class Gateway:
             async with (
                 self.audit,
                 http_client() as self._http,
+                http_client(within=self.address_rules) as self._http_within_rules,
                 self.store,
                 self.containers,
                 anyio.create_task_group() as tasks,
@@ -289,10 +293,11 @@ class Gateway:
     ) -> AbstractAsyncContextManager[Wire]:
         """
         Args:
-            client: for a server with connections of its own; the others share the gateway's.
+            client: for a server with connections of its own; the others share the gateway's. Those that came through
+                the API have one that checks each address, so that they lead to nowhere inside.
         """
         open_wire = sse_wire if resource.transport_type is TransportType.SSE else streamable_http_wire
-        return open_wire(resource, deliver, client or self._client)
+        return open_wire(resource, deliver, client or self._client(resource))
 
     def _start_if_eager(self, resource: McpServerResource) -> None:
         if resource.start is StartPolicy.EAGER and self._tasks is not None:
@@ -309,10 +314,10 @@ class Gateway:
         assert self._tasks is not None, "the gateway does not run"
         self._tasks.start_soon(work, *arguments)
 
-    @property
-    def _client(self) -> HttpClient:
-        assert self._http is not None, "the gateway does not run"
-        return self._http
+    def _client(self, resource: McpServerResource) -> HttpClient:
+        client = self._http if resource.created_by == SERVERS_FILE else self._http_within_rules
+        assert client is not None, "the gateway does not run"
+        return client
 
     async def _session_ended(self, session: str) -> None:
         self.watch.release_session(session)

@@ -100,6 +100,7 @@ def _name_owner(scope: Scope, user: Identity) -> None:
 def _opens_session(scope: Scope, headers: Headers) -> bool:
     """Whether a session comes of it, if it is what it must be. Requests of the 2026-07-28 era have none."""
     is_first = scope["method"] == "POST" and "mcp-session-id" not in headers
+    is_first = is_first and scope["path"].endswith("/mcp")  # the rest is the REST API, which has no sessions
     return is_first and not lines.is_modern_version(headers.get("mcp-protocol-version"))
 
 

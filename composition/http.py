@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from composition.alone import ServersAlone, serve_alone
+from composition.api import routes
 from composition.auth_settings import is_loopback
 from composition.door import Door, RequestRates
 from composition.gateway import Gateway, GatewayState
@@ -66,6 +67,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions))
 
     door = Door(mcp_app, rates, gateway.audit)
+    routes.install(mcp_app, gateway, PATH)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:

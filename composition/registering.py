@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from composition import starting
-from composition.containers import harmless
 from composition.records import Records, StoreRecords, configured_store
 from composition.remote_records import RemoteRecords, address_of
 from composition.servers_file import load_configuration
+from providers.container_log import harmless
 from providers.endpoint import http_client
 from providers.errors import ConfigurationError, GatewayError
 from providers.identity import local_identity

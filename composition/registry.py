@@ -147,6 +147,17 @@ class Registry(View):
         self._announce(resource.name, KINDS)
         logger.info("server '%s' changed", resource.name)
 
+    def restart(self, name: str) -> bool:
+        """Begin a new generation of a server: its sessions close once idle, the next calls open new ones. False where
+        it is not mounted."""
+        mount = self._mounts.get(name)
+        if mount is None:
+            return False
+        mount.update(mount.resource, self._wire_for(mount.resource))
+        self._pool.evict(name, before_generation=mount.target.generation)
+        logger.info("server '%s' restarts", name)
+        return True
+
     def resource(self, name: str) -> McpServerResource | None:
         """The record of a server as it is now."""
         return self._resources.get(name)

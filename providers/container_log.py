@@ -8,6 +8,7 @@ twice a second, so that no event loop waits for a disk; a flood loses its oldest
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _EVERY = 0.5
 _MOST_WAITING = 5_000
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Of Unicode's categories: controls, invisible marks, halves of pairs, ends of lines and paragraphs."""
 MOST_BYTES = 5 * 1024 * 1024
 """A longer file becomes the old one, of which there is one."""
 
@@ -75,3 +78,22 @@ def _append(file: Path, text: str) -> None:
         pass
     with file.open("a", errors="replace") as log:
         log.write(text)
+
+
+def last_lines(file: Path, tail: int) -> list[str]:
+    """The end of a log. It blocks. Lines end at a newline and nowhere else: what follows another sign has no time in
+    front."""
+    try:
+        lines = file.read_bytes().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+    return [line for line in lines if line][-tail:] if tail else []
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal would obey, or hide behind: control characters, escape sequences, marks that turn the
+    direction of text. They are shown by their numbers. Letters of every language stay, and tabs."""
+    is_kept = (sign == "\t" or unicodedata.category(sign) not in _OBEYED for sign in text)
+    return "".join(
+        sign if is_fine else sign.encode("unicode_escape").decode() for sign, is_fine in zip(text, is_kept, strict=True)
+    )

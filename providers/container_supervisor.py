@@ -24,7 +24,7 @@ from providers.connection import PooledConnection
 from providers.container_http import OpenRemote
 from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
-from providers.container_log import ContainerLog
+from providers.container_log import ContainerLog, last_lines
 from providers.container_managers import ContainerOptions, Managers
 from providers.container_slots import Idle, Slot, Slots
 from providers.docker import McpContainerManager
@@ -203,6 +203,23 @@ class ContainerSupervisor:
             self._logs[server] = ContainerLog(self._managers.taken[0].instance.log_file(server))
             self.start_soon(self._logs[server].run)
         return self._logs[server]
+
+    async def log_lines(self, resource: McpServerResource, tail: int) -> list[str]:
+        """The last lines that a server's containers of this gateway wrote, each with its time in front.
+
+        Raises:
+            BackendError: the engine does not answer.
+        """
+        lines: list[str] = []
+        for manager in self._managers.taken:
+            if resource.transport_type is TransportType.STDIO:
+                file = manager.instance.log_file(resource.name)
+                lines += await anyio.to_thread.run_sync(last_lines, file, tail)
+                continue
+            for status in await manager.list_servers():
+                if status.container.server == resource.name:
+                    lines += await manager.get_logs(status.container, tail)
+        return sorted(lines)[-tail:] if tail else []
 
     # --- images
 

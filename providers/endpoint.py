@@ -20,13 +20,16 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import aiohttp
+import aiohttp.abc
 import anyio
 from pydantic_core import from_json
 from yarl import URL
 
+from providers.addresses import AddressRules
 from providers.errors import BackendError, BackendLost, BackendProtocolError, BackendUnavailable
 from providers.event_stream import EventStream
 from providers.identity import Identity, prepare_proxy_headers
+from providers.lookup import look_up
 from providers.resource import McpServerResource
 from providers.wire import Message
 
@@ -43,6 +46,8 @@ _ADDRESS_SECONDS = 2
 """How long the address of a host name is kept: a server that moved is found soon after."""
 _FINISH_SECONDS = 0.2
 """How long a response that said all we need is read on, so that its connection can be used again."""
+_IS_ADDRESS = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+_FORBIDDEN_ADDRESS = "no address that it may have"
 _LARGE_BODY = 1024 * 1024
 """A larger body is written piece by piece."""
 
@@ -109,9 +114,40 @@ def _hang_up(sockets: Iterable[socket.socket]) -> None:
             each.shutdown(socket.SHUT_RDWR)
 
 
+def _socket_within(rules: AddressRules) -> Callable[[tuple[Any, ...]], socket.socket]:
+    """Makes sockets to allowed addresses only. It is asked last of all, with the very address that is connected to."""
+
+    def make(address: tuple[Any, ...]) -> socket.socket:
+        if not rules.allows(str(address[4][0])):
+            raise PermissionError(errno.EACCES, _FORBIDDEN_ADDRESS)
+        return socket.socket(*address[:3])
+
+    return make
+
+
+class _OwnThreads(aiohttp.abc.AbstractResolver):
+    """Looks up names that users chose, where that holds up nobody else."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        return [
+            aiohttp.abc.ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=_IS_ADDRESS
+            )
+            for kind, _, proto, _, address in await look_up(host, port, family)
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
 @asynccontextmanager
-async def http_client(own: OwnConnections | None = None) -> AsyncIterator[HttpClient]:
-    """The HTTP client that all remote wires of a gateway share, or one with connections of its `own`.
+async def http_client(
+    own: OwnConnections | None = None, *, within: AddressRules | None = None
+) -> AsyncIterator[HttpClient]:
+    """The HTTP client that all remote wires of a gateway share, or one with connections of its `own`, or one that
+    connects to the addresses `within` some rules only.
 
     It keeps no cookies, heeds no proxy variables of the environment, and unpacks nothing. Its connections share one
     TLS context, which aiohttp makes at import.
@@ -121,7 +157,8 @@ async def http_client(own: OwnConnections | None = None) -> AsyncIterator[HttpCl
             limit=0,
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
             ttl_dns_cache=_ADDRESS_SECONDS,
-            socket_factory=own.make if own else None,
+            resolver=_OwnThreads() if within else None,
+            socket_factory=own.make if own else _socket_within(within) if within else None,
         ),
         trace_configs=[own.tracing()] if own else None,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -271,6 +308,10 @@ class Endpoint:
                 problem = "its TLS certificate is not valid for 'url', or not of an authority that we trust."
             case aiohttp.ClientSSLError():
                 problem = "the TLS handshake failed. Is 'url' right to begin with https://?"
+            case aiohttp.ClientConnectorError() if error.os_error.errno == errno.EACCES:
+                problem = (
+                    "its host has an address that servers of the API may not have ('allowed_networks' opens more)."
+                )
             case aiohttp.ClientConnectorError():
                 problem = f"no connection ({_reason(error.os_error)}). Is it running, and is 'url' right?"
             case aiohttp.ClientResponseError():

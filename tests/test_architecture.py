@@ -30,7 +30,12 @@ FLOORS = (
         "composition.token_command",
         "composition.remote_records",
     ),
-    ("composition.starting", "composition.records"),
+    ("composition.starting", "composition.records", "composition.api.routes"),
+    ("composition.api.openapi",),
+    ("composition.api.adapters", "composition.api.status", "composition.api.logs", "composition.api.tools"),
+    ("composition.api.access", "composition.api.remote_urls", "composition.api.preconditions"),
+    ("composition.api.shapes", "composition.api.requests"),
+    ("composition.api.problems", "composition.api.masks"),
     (
         "composition.gateway",
         "composition.guard",
@@ -58,7 +63,12 @@ FLOORS = (
     ("composition.discovery.catalog_form",),
     ("composition.discovery.catalog", "composition.discovery.cache", "composition.discovery.found"),
     ("composition.auth_settings",),
-    ("composition.tables", "composition.discovery.catalog_document", "composition.discovery.templates"),
+    (
+        "composition.tables",
+        "composition.discovery.catalog_document",
+        "composition.discovery.templates",
+        "composition.api",
+    ),
     # ------------------------------------------- composition may import providers; providers never import composition
     ("providers.backend",),
     ("providers.catalogue",),
@@ -135,7 +145,7 @@ FLOORS = (
     ),
     ("providers.low_level", "providers.private_files", "providers.audit_log"),
     ("providers.errors", "providers.lines"),
-    ("providers.shapes", "providers.log_levels", "providers.limits"),
+    ("providers.shapes", "providers.log_levels", "providers.limits", "providers.addresses", "providers.lookup"),
 )
 RANKS = {module: rank for rank, floor in enumerate(reversed(FLOORS)) for module in floor}
 

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from composition import starting
-from composition.containers import harmless
 from composition.discovery.cache import DocumentCache, cache_folder
 from composition.discovery.catalog_resources import Given
 from composition.discovery.catalog_search import ranked
@@ -22,6 +21,7 @@ from composition.discovery.catalog_sources import Shelf, load
 from composition.discovery.found import Found, Need, NeedKind, State
 from composition.servers_file import Configuration, load_configuration
 from composition.tables import check
+from providers.container_log import harmless
 from providers.errors import ConfigurationError
 from providers.resource import McpServerResource
 

@@ -86,7 +86,7 @@ def test_each_way_to_reach_a_server_has_its_wire(configured: Configured, monkeyp
     made: list[str] = []
     for name in ("stdio_wire", "inprocess_wire", "streamable_http_wire", "sse_wire"):
         monkeypatch.setattr(module, name, lambda *_, name=name: made.append(name))
-    monkeypatch.setattr(Gateway, "_client", None)
+    monkeypatch.setattr(Gateway, "_client", lambda *_: None)
     servers = {
         "a": {"command": "x"},
         "b": {"url": "http://x.example/mcp"},
