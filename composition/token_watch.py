@@ -126,7 +126,9 @@ class TokenWatch:
     # --- the watch
 
     async def run(self) -> None:
-        """Look at what is held, until cancelled."""
+        """Look at what is held, until cancelled; nothing to do where no token is ever sent."""
+        if self._verify is None:
+            return
         async with anyio.create_task_group() as tasks:
             while True:
                 await anyio.sleep(_LOOK_EVERY)
