@@ -25,7 +25,7 @@ _MAX_PURPOSE = 300
 _MAX_INSTRUCTIONS = 16 * 1024
 """Characters of one server's own instructions; no model reads more, and a client may refuse a longer welcome."""
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
-_TOKEN_ENDED = "its token is not valid any more. Get a new one and call again."
+_TOKEN_ENDED = "its token is not valid any more, or stands for other roles now. Call again, with a new one if need be."
 _FAREWELL_SECONDS = 1.0
 """What a call that is ended gets to say so."""
 
