@@ -24,7 +24,7 @@ from providers.lease import CALLS
 from providers.store import absence
 
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
-_TOKEN_ENDED = "its token is not valid any more. Get a new one and call again."
+_TOKEN_ENDED = "its token is not valid any more, or stands for other roles now. Call again, with a new one if need be."
 _FAREWELL_SECONDS = 1.0
 """What a call that is ended gets to say so."""
 

@@ -126,7 +126,9 @@ class TokenWatch:
     # --- the watch
 
     async def run(self) -> None:
-        """Look at what is held, until cancelled."""
+        """Look at what is held, until cancelled; nothing to do where no token is ever sent."""
+        if self._verify is None:
+            return
         async with anyio.create_task_group() as tasks:
             while True:
                 await anyio.sleep(_LOOK_EVERY)
@@ -154,7 +156,7 @@ class TokenWatch:
 
     def _end(self, key: Key) -> None:
         held = self._held.pop(key)
-        logger.info("a token of user '%s' is not valid any more: %d things ended", key[1].user_id, len(held.ends))
+        logger.info("a token of user '%s' proves that no more: %d open things ended", key[1].user_id, len(held.ends))
         for end in list(held.ends.values()):
             end()
 
@@ -194,7 +196,9 @@ class EndsWithToken:
 
 
 def _refusal(metadata_url: str | None) -> JSONResponse:
-    text = "The token of this request is not valid any more. Get a new one."
+    text = (
+        "The token of this request is not valid any more, or stands for other roles now. Get a new one, or try again."
+    )
     body = {"error": "invalid_token", "error_description": text}
     challenge = f'Bearer error="invalid_token", error_description="{text}"'
     challenge += f', resource_metadata="{metadata_url}"' if metadata_url else ""
