@@ -141,9 +141,10 @@ class RootMiddleware(Middleware):
 
 
 def _server_of(context: MiddlewareContext[Any]) -> str:
-    if context.method == "resources/read":
-        return server_of(str(context.message.uri))
-    return str(context.message.name).partition(SEPARATOR)[0]
+    """Of a request that the SDK has refused already FastMCP still passes the raw message through here."""
+    key, message = "uri" if context.method == "resources/read" else "name", context.message
+    asked = str(message.get(key) if isinstance(message, dict) else getattr(message, key, None))
+    return server_of(asked) if key == "uri" else asked.partition(SEPARATOR)[0]
 
 
 def _refuse_unknown_tool(context: MiddlewareContext[Any]) -> None:

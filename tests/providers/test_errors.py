@@ -23,6 +23,8 @@ from providers.errors import (
     NotAuthenticated,
     PoolExhausted,
     ProtocolError,
+    ReadOnlyServer,
+    StoreUnavailable,
     VersionConflict,
 )
 
@@ -32,17 +34,18 @@ OURS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.
 
 
 def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
-    assert len(OURS) == 14
+    assert len(OURS) == 16
     assert all(issubclass(kind, GatewayError) and issubclass(kind, FastMCPError) for kind in OURS)
 
 
 @pytest.mark.parametrize(
     ("fault", "kinds"),
     [
-        (CallerError, {NotAuthenticated, VersionConflict, ProtocolError}),
+        (CallerError, {NotAuthenticated, VersionConflict, ReadOnlyServer, ProtocolError}),
         (BackendError, {BackendUnavailable, BackendLost, BackendTimeout, BackendProtocolError, PoolExhausted}),
         (InternalError, {LeaseReleased}),
         (ConfigurationError, set()),
+        (StoreUnavailable, set()),
     ],
 )
 def test_each_error_says_whose_fault_it_is(fault: type, kinds: set[type]) -> None:
