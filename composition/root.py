@@ -128,12 +128,13 @@ class RootMiddleware(Middleware):
 
 
 def _server_of(context: MiddlewareContext[Any]) -> str:
-    """The server that a call is for, by the names of the front server that it came to."""
+    """The server that a call is for, by the names of the front server that it came to. Of a request that the SDK has
+    refused already FastMCP still passes the raw message through here."""
     front = context.fastmcp_context.fastmcp if context.fastmcp_context else None
     assert isinstance(front, DirectServer) and isinstance(front.only, View), "only front servers have this middleware"
-    if context.method == "resources/read":
-        return front.only.server_of_uri(str(context.message.uri))
-    return front.only.server_of(str(context.message.name))
+    key, message = "uri" if context.method == "resources/read" else "name", context.message
+    asked = str(message.get(key) if isinstance(message, dict) else getattr(message, key, None))
+    return front.only.server_of_uri(asked) if key == "uri" else front.only.server_of(asked)
 
 
 def _refuse_unknown_tool(context: MiddlewareContext[Any]) -> None:

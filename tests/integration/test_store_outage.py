@@ -1,6 +1,6 @@
 """A Redis that is killed under a running gateway: what goes on, what is refused, and that all comes back by itself.
 
-A minute is three seconds here.
+A minute is eight seconds here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.integration.test_live_stores import names, record
 
 pytestmark = pytest.mark.core
 
-A_MINUTE = 3.0
+A_MINUTE = 8.0
 A_SECOND = 1.5
 """With time for a busy machine."""
 REFUSALS = (ToolError, MCPError)
@@ -82,7 +82,7 @@ async def test_an_outage_from_its_begin_to_its_end(
                 await work
             assert anyio.current_time() - began < A_SECOND
 
-        await eventually(lambda: not served.gateway.store.snapshot["every"].required_roles)
+        await eventually(lambda: not served.gateway.store.snapshot["every"].required_roles, within=4 * A_MINUTE)
         with pytest.raises(REFUSALS, match="Unknown tool"):
             await bob.call("every_pid")
         assert await names(bob) == {"own"} and await bob.call("own_echo", text="file") == "file"
@@ -113,7 +113,7 @@ async def test_calls_on_grants_that_grew_old_end(served: ServedGateway, redis: R
                 tasks.start_soon(calling, person)
             await eventually(lambda: served.gateway.root.calls == 2)
             await anyio.to_thread.run_sync(redis.kill)
-            await eventually(lambda: served.gateway.root.calls == 1)
+            await eventually(lambda: served.gateway.root.calls == 1, within=4 * A_MINUTE)
             await eventually(lambda: bool(said))
             assert len(said) == 1 and "bob: " in said[0] and "Unknown tool" in said[0]
             tasks.cancel_scope.cancel()

@@ -24,6 +24,7 @@ from providers.errors import (
     PoolExhausted,
     ProtocolError,
     ReadOnlyServer,
+    StoreUnavailable,
     VersionConflict,
 )
 
@@ -44,6 +45,7 @@ def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
         (BackendError, {BackendUnavailable, BackendLost, BackendTimeout, BackendProtocolError, PoolExhausted}),
         (InternalError, {LeaseReleased}),
         (ConfigurationError, set()),
+        (StoreUnavailable, set()),
     ],
 )
 def test_each_error_says_whose_fault_it_is(fault: type, kinds: set[type]) -> None:
