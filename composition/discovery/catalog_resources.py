@@ -105,8 +105,8 @@ class _Conversion:
 
     def __init__(self, original: str, entry: Entry, name: str, given: Given) -> None:
         self._original, self._entry, self._name, self._given = original, entry, name, given
-        self._prefixes = {f"{each}." for form in entry.config for each in (form.name,) if each}
-        self._prefixes |= {f"{original}.", f"{original.replace('.', '_')}."}
+        callings = {original, original.replace(".", "_"), *(form.name for form in entry.config if form.name)}
+        self._prefixes = sorted((f"{each}." for each in callings), key=len, reverse=True)  # the longest one is meant
         texts = [*(each.value for each in entry.env), *entry.command, *entry.volumes, entry.user, *self._remote_texts()]
         self._answers = Answers(
             entry.config, given.values, [self._key(path) for text in texts for path in paths_in(text)]

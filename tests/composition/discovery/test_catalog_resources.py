@@ -114,6 +114,14 @@ def test_a_volume_is_the_servers_own_unless_a_person_names_it() -> None:
     assert "It asks for '/etc' of this machine." in found.notes
 
 
+def test_values_are_called_by_the_servers_name_however_it_is_written() -> None:
+    env = [{"name": "A", "value": "{{com.example.x.key}}"}, {"name": "B", "value": "{{com_example_x.key}}"}]
+    for config in ([], [{"name": "com", "properties": {"example": {"type": "string"}}}]):
+        entry = Entry.model_validate({"image": "example/x", "env": env, "config": config})
+        found = converted("com.example.x", entry, "x", Given({"key": "v"}))
+        assert found.resource["env"] == {"A": "v", "B": "v"}
+
+
 def test_variables_stand_for_earlier_ones_and_for_secrets_that_are_told_nowhere() -> None:
     found = made(env=[{"name": "A", "value": "1"}, {"name": "B", "value": "$A-${TOKEN}"}])
     assert found.resource["env"]["B"] == "1-${secret:x.token}"
