@@ -10,11 +10,13 @@ import argparse
 import sys
 
 from composition import containers, serving
+from composition.clients import client_commands
+from composition.discovery import registry_commands
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers)
+GROUPS = (serving, containers, client_commands, registry_commands)
 """In the order in which `--help` shows them."""
 
 

@@ -41,7 +41,9 @@ def without(table: Mapping[str, Any], key: Key) -> dict[str, Any]:
     return {name: value for name, value in table.items() if rest or name != head}
 
 
-_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$\{.*|\$(?=[A-Za-z_])", re.S)
+_VARIABLE = re.compile(
+    r"\$\$|\$\{secret:[A-Za-z0-9_.-]+\}|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$\{.*|\$(?=[A-Za-z_])", re.S
+)
 """A sign, a variable with or without a default, or what was meant to be one."""
 
 
@@ -71,6 +73,8 @@ def _filled_in(text: str, environ: Mapping[str, str], key: Key) -> tuple[str, li
         name, default = match[1], match[2]
         if match[0] == "$$":
             return "$"
+        if match[0].startswith("${secret:") and match[0].endswith("}"):
+            return match[0]  # looked up when the server is started
         if name is None:  # not quoted: the text may be a password that holds a '$'
             wrong.append("has a '$' that is no variable. Write ${VAR}, or $$ for the sign itself")
         elif default is not None:
