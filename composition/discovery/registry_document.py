@@ -89,8 +89,8 @@ def read_server(entry: Any) -> ServerDocument:
     inner = _table(outer.get("server", outer), "'server'")
     table = _plain(inner)
     detail = _plain(_table(table.get("version_detail") or {}, "'version_detail'"))
-    name = _text(table, "name")
-    if not name or not name.isprintable() or len(name) > 300:
+    name = table.get("name")
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 300:
         raise Unreadable("has no 'name' of 1 to 300 letters")
     return ServerDocument(
         name=name,
