@@ -11,12 +11,12 @@ import sys
 
 from composition import containers, serving
 from composition.clients import client_commands
-from composition.discovery import registry_commands
+from composition.discovery import catalog_commands, registry_commands
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers, client_commands, registry_commands)
+GROUPS = (serving, containers, catalog_commands, registry_commands, client_commands)
 """In the order in which `--help` shows them."""
 
 

@@ -54,7 +54,10 @@ def _check_address(url: str) -> str:
 Count = Annotated[int, Field(gt=0), BeforeValidator(_no_boolean)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
+DOCKER_CATALOG = "https://desktop.docker.com/mcp/catalog/v3/catalog.yaml"
+"""The MCP catalog that Docker publishes."""
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
 
@@ -108,6 +111,7 @@ class Settings(BaseModel):
     docker_host: str | None = Field(default=None, min_length=1, examples=['"unix:///var/run/docker.sock"'])
     docker_allowed_paths: Paths = Field(default=(), examples=['["/srv/data"]'])
     state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
+    catalogs: Words = Field(default=(DOCKER_CATALOG,), examples=['["https://catalogs.example.com/mcp.yaml"]'])
     public_url: str | None = Field(default=None, min_length=1, examples=['"https://mcp.example.com"'])
     replica_url: str | None = Field(default=None, min_length=1, examples=['"http://10.0.0.3:8808"'])
     operator_role: str = Field(default=ADMIN_ROLE, min_length=1, examples=['"mcp.operator"'])
@@ -158,6 +162,13 @@ class Settings(BaseModel):
             except ValueError:
                 raise ValueError("must hold networks such as 10.0.0.0/8 or fd00::/8") from None
         return networks
+
+    @field_validator("catalogs")
+    @classmethod
+    def _catalogs_are_places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(place.startswith(("https://", "http://", "/", "~")) and place.isprintable() for place in places):
+            raise ValueError("must hold addresses that begin with https://, and whole paths of files")
+        return places
 
     @field_validator("store")
     @classmethod

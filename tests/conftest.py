@@ -22,6 +22,8 @@ from xdist.scheduler import LoadFileScheduling
 pytest.register_assert_rewrite("tests.relay.flows", "tests.relay.desk")  # what a flow found wrong is shown in full
 
 IN_CI = "APOLLOS_CI"
+TOLD = "told"
+"""The property of a test, `record_property("told", lines)`, whose lines are shown after all tests."""
 MARK = "XDG_APOLLOS_TEST_RUN"
 """Begins like what a backend may inherit, so that it reaches backends and their children too."""
 
@@ -113,6 +115,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for process in config.stash.get(LEFT, []):
         terminalreporter.write_line(f"FAILED: a process was left running: {process}", red=True)
+    told = (known for report in terminalreporter.getreports("passed") for known in report.user_properties)
+    for line in [line for name, lines in told if name == TOLD for line in lines]:
+        terminalreporter.write_line(line)
 
 
 def processes_left() -> list[str]:

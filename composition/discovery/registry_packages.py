@@ -42,29 +42,32 @@ _UNRUNNABLE = {
 _DOCKER_NOISE = ("-i", "--interactive", "--rm", "--init", "-t", "--tty", "-it", "--pull")
 
 
-def ways(document: ServerDocument, values: Values | None = None) -> list[Found]:
+def ways(document: ServerDocument, values: Values | None = None, called: str | None = None) -> list[Found]:
     """Each way to run a server, in the order of its entry: packages, then remotes. Never empty.
 
     Args:
         values: what somebody set, by the names of the needs.
+        called: what it is to be called here; none means a name that fits.
 
     Raises:
         ConfigurationError: what was set is not allowed.
     """
-    found = [_way(document, package.kind, _of_package(package), values) for package in document.packages]
-    found += [_way(document, "remote", _of_remote(remote), values) for remote in document.remotes]
+    found = [_way(document, package.kind, _of_package(package), values, called) for package in document.packages]
+    found += [_way(document, "remote", _of_remote(remote), values, called) for remote in document.remotes]
     if document.status == "deleted":
         found = [_refused(each, "it was deleted from the registry") for each in found]
-    return found or [_refused(_bare(document, "none"), "its entry names neither a package nor an address")]
+    return found or [_refused(_bare(document, "none", called), "its entry names neither a package nor an address")]
 
 
-def best_way(document: ServerDocument, values: Values | None = None, kind: str | None = None) -> Found:
+def best_way(
+    document: ServerDocument, values: Values | None = None, kind: str | None = None, called: str | None = None
+) -> Found:
     """The way with the least in its way; of equal ones the first.
 
     Raises:
         ConfigurationError: there is none of that kind, or what was set is not allowed.
     """
-    found = [each for each in ways(document, values) if kind in (None, each.kind)]
+    found = [each for each in ways(document, values, called) if kind in (None, each.kind)]
     if not found:
         kinds = ", ".join(dict.fromkeys(each.kind for each in ways(document, values)))
         raise ConfigurationError(f"'{document.name}' is not offered as '{kind}', but as: {kinds}")
@@ -75,8 +78,8 @@ def best_way(document: ServerDocument, values: Values | None = None, kind: str |
 Convert = Callable[[Filling], Keys]
 
 
-def _way(document: ServerDocument, kind: str, convert: Convert, values: Values | None) -> Found:
-    bare = _bare(document, kind)
+def _way(document: ServerDocument, kind: str, convert: Convert, values: Values | None, called: str | None) -> Found:
+    bare = _bare(document, kind, called)
     filling = Filling(bare.name, values or {})
     try:
         keys = convert(filling)
@@ -94,9 +97,9 @@ def _way(document: ServerDocument, kind: str, convert: Convert, values: Values |
     )
 
 
-def _bare(document: ServerDocument, kind: str) -> Found:
+def _bare(document: ServerDocument, kind: str, called: str | None) -> Found:
     return Found(
-        name=fitting_name(document.name.rpartition("/")[2]),
+        name=called or fitting_name(document.name.rpartition("/")[2]),
         original=document.name,
         source=Source.REGISTRY,
         kind=kind,

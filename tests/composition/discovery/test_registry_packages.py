@@ -188,7 +188,8 @@ def test_secrets_are_references_and_optional_ones_only_where_they_are_wanted() -
 
 
 @pytest.mark.parametrize(
-    "text", ["<YOUR_KEY>", "YOUR_TOKEN", "your-client-id", "/path/to/file", "path/to/repo/x", "/ABSOLUTE/PATH/a"]
+    "text",
+    ["<YOUR_KEY>", "YOUR_TOKEN", "your-client-id", "/path/to/file", "path/to/repo/x", "/ABSOLUTE/PATH/a"],
 )
 def test_a_stand_in_is_asked_for_and_not_taken_for_a_value(text: str) -> None:
     one = found(package("npm", "thing", packageArguments=[named("--where", value=text)]))
@@ -202,10 +203,8 @@ def test_a_stand_in_is_asked_for_and_not_taken_for_a_value(text: str) -> None:
 @pytest.mark.parametrize("kind", ["npm", "pypi", "oci"])
 @pytest.mark.parametrize(
     "identifier",
-@pytest.mark.parametrize(
-    "text",
-    ["<YOUR_KEY>", "YOUR_TOKEN", "your-client-id", "/path/to/file", "path/to/repo/x", "/ABSOLUTE/PATH/a"],
-)
+    ["--call", "-y", "git+https://evil.example/x", "https://evil.example/x.tgz", "../x", "./x", "x y", "x;y",
+     "x@npm:evil",
      "@evil/../x", "x==1 --index-url y", "file:/etc", "${secret:a}", "a" * 600, "x\n-y"],
 )  # fmt: skip
 def test_an_identifier_is_a_name_and_nothing_else(kind: str, identifier: str) -> None:
@@ -265,8 +264,8 @@ def test_harmless_options_of_docker_become_keys() -> None:
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [("--evil", "begin with '-'"), ("-x", "begin with '-'"), ("a\nb", "line break"), ("${secret:other}", "may not hold"),
-     ("${HOME}", "may not hold"), ("c", "must be one of a, b")],
+    [("--evil", "begin with '-'"), ("-x", "begin with '-'"), ("a\nb", "line break"),
+     ("${secret:other}", "may not hold"), ("${HOME}", "may not hold"), ("c", "must be one of a, b")],
 )  # fmt: skip
 def test_a_value_that_was_given_is_no_option_and_no_reference(value: str, told: str) -> None:
     item = positional(valueHint="mode", choices=["a", "b"])
