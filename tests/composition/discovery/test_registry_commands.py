@@ -13,7 +13,6 @@ from aiohttp import web
 from anyio.from_thread import start_blocking_portal
 
 from composition.cli import main
-
 from tests.helpers.mcp_registry import Registry, package, registry, server
 
 pytestmark = pytest.mark.core
