@@ -56,9 +56,6 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
-DOCKER_CATALOG = "https://desktop.docker.com/mcp/catalog/v3/catalog.yaml"
-"""The MCP catalog that Docker publishes."""
-
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
 
 
@@ -111,7 +108,7 @@ class Settings(BaseModel):
     docker_host: str | None = Field(default=None, min_length=1, examples=['"unix:///var/run/docker.sock"'])
     docker_allowed_paths: Paths = Field(default=(), examples=['["/srv/data"]'])
     state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
-    catalogs: Words = Field(default=(DOCKER_CATALOG,), examples=['["https://catalogs.example.com/mcp.yaml"]'])
+    catalogs: Words = Field(default=(), examples=['["https://catalogs.example.com/mcp.yaml"]'])
     public_url: str | None = Field(default=None, min_length=1, examples=['"https://mcp.example.com"'])
     replica_url: str | None = Field(default=None, min_length=1, examples=['"http://10.0.0.3:8808"'])
     operator_role: str = Field(default=ADMIN_ROLE, min_length=1, examples=['"mcp.operator"'])

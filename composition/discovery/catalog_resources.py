@@ -148,7 +148,7 @@ class _Conversion:
         """The entry's own secrets, each as a reference: under our server's name, so that no entry reaches another's."""
         for secret in self._entry.secrets:
             name = self._own_name(secret.name)
-            is_required = secret.required is not False and name not in self._given.without
+            is_required = secret.required is not False and bool(secret.env) and name not in self._given.without
             if secret.env and (is_required or name in self._given.secrets):
                 self._variables[secret.env] = f"${{secret:{name}}}"
             self._secrets[name] = Need(

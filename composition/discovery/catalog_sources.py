@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from composition.discovery.catalog_document import Unreadable
 from composition.discovery.catalog_resources import NOTHING, Given, converted
 from composition.discovery.found import Found, Source, told_apart
 from providers.errors import ConfigurationError, GatewayError
+
+DOCKER_CATALOG = "https://desktop.docker.com/mcp/catalog/v3/catalog.yaml"
+"""The one that Docker publishes, which is read where the operator names none."""
 
 _ACCEPTED = "application/yaml, application/json;q=0.9, */*;q=0.1"
 
@@ -73,14 +76,14 @@ class Shelf:
         return Found(name, original, Source.CATALOG, "unknown", title=original, problem=problem)
 
 
-async def load(places: Iterable[str], cache: DocumentCache) -> Shelf:
-    """The catalogs of these files and addresses, those that can be had.
+async def load(places: Collection[str], cache: DocumentCache) -> Shelf:
+    """The catalogs of these files and addresses, those that can be had; of none: Docker's own.
 
     Raises:
         ConfigurationError: none can; it says why of each.
     """
     shelf, failures = Shelf(), list[str]()
-    for place in places:
+    for place in places or (DOCKER_CATALOG,):
         try:
             document = await _document(place, cache)
         except GatewayError as error:

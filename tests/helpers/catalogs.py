@@ -25,9 +25,9 @@ def shelf_of(file: Path) -> Shelf:
 
 def needed(server: Found) -> str:
     """Of which kinds a server needs something: `a secret`, `a value`, or both."""
-    kinds = {need.kind for need in server.missing}
     words = {NeedKind.SECRET: "a secret", NeedKind.CONFIG: "a value"}
-    return " and ".join(word for kind, word in words.items() if kind in kinds)
+    kinds = {"a token of its login" if "OAuth" in need.description else words[need.kind] for need in server.missing}
+    return " and ".join(sorted(kinds))
 
 
 def summary(file: Path, servers: list[Found]) -> list[str]:
