@@ -39,6 +39,7 @@ FLOORS = (
     (
         "composition.settings",
         "composition.clients.entry_texts",
+        "composition.clients.bridged",
         "composition.discovery.catalog_sources",
         "composition.discovery.catalog_search",
         "composition.discovery.registry_inputs",

@@ -28,6 +28,9 @@ _SIGN = re.compile(r"\$(?=[A-Za-z_{])")
 _SECRET_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _SCHEME = re.compile(r"(?P<scheme>(?:Authorization: *)?(?:Bearer|Basic|Token) +)?(?P<rest>.*)", re.I | re.S)
 _PARAMETER = re.compile(r"[?&](?P<name>[^=&#]+)=(?P<value>[^&#]+)")
+_FOR_THE_SERVER = re.compile(rf"\$(?:{_NAME}|\{{{_NAME}\}})")
+"""A variable that this client does not fill in: the server does so itself."""
+
 _LONGEST = 100_000
 
 
@@ -56,7 +59,12 @@ class Texts:
         return {name: self._named(f"{key}.{name[:40]}", name, each) for name, each in value.items() if each is not None}
 
     def arguments(self, args: Sequence[Any]) -> list[str]:
-        """Words of a command line; a secret stands behind an option with a telling name, or looks like one."""
+        """Words of a command line, before any other text of the entry. A secret stands behind an option with a telling
+        name, or looks like one.
+
+        Raises:
+            ConfigurationError: there is one. Everybody on the machine can read the words of a process.
+        """
         words: list[str] = []
         option = ""
         for place, each in enumerate(args, 1):
@@ -79,6 +87,11 @@ class Texts:
             else:
                 words.append(self._kept_apart(option or f"argument{place}", text, by_name=False))
             option = text.lstrip("-") if text.startswith("-") and not sign else ""
+            if self.secrets or self.wanted:
+                raise ConfigurationError(
+                    f"has a secret in its arguments (item {place}), which others on this machine can read. "
+                    "Most servers take it from a variable too: put it into 'env'"
+                )
         return words
 
     def url(self, value: Any) -> str:
@@ -111,7 +124,7 @@ class Texts:
         """A text, or the reference to the secret that it was. What only refers to a variable is no secret."""
         found = _SCHEME.fullmatch(text)
         scheme, rest = (found["scheme"] or "", found["rest"]) if found else ("", text)
-        refers = self._has_variable(rest)
+        refers = self._has_variable(rest) or _FOR_THE_SERVER.fullmatch(rest)
         is_one = bool(rest) and not refers and (is_secret(name, rest) if by_name else looks_secret(rest))
         return self._spelt(scheme) + self._keep(name, rest) if is_one else self._spelt(text)
 
@@ -128,7 +141,7 @@ class Texts:
         return f"${{secret:{secret}}}"
 
     def _secret_name(self, name: str) -> str:
-        return f"{self._server}.{_SECRET_NAME.sub('-', name)[:100].strip('-.') or 'value'}"
+        return f"{self._server}.{_SECRET_NAME.sub('-', name)[:60].strip('-.') or 'value'}"
 
     # ---------------------------------------------------------------------------------------------------- variables
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from composition.clients.bridged import unbridged
 from composition.clients.entry_texts import Texts
 from composition.clients.jsonc import parse
 from composition.clients.kinds import Client, client_of
@@ -147,7 +148,10 @@ def _table(client: Client, raw: Any, texts: Texts) -> tuple[dict[str, Any], list
     if isinstance(raw.get("command"), dict):  # Zed before 2025-11
         inner = raw["command"]
         raw = {**raw, **{key: inner[key] for key in ("args", "env") if key in inner}, "command": inner.get("path")}
-    table: dict[str, Any] = {}
+    if (direct := unbridged(raw)) is not None:
+        table, notes = _table(client, direct, texts)
+        return table, [*notes, "is reached directly, without mcp-remote"]
+    table = {}
     if isinstance(description := raw.get("description"), str) and description:
         table["description"] = texts.plain("description", description)
     if raw.get("disabled") is True or raw.get("enabled") is False:

@@ -173,6 +173,8 @@ def arguments(filling: Filling, items: Sequence[Input]) -> list[str]:
             words += _named(filling, item)
         else:
             words += filling.texts(item, _key(item.hint) or f"argument{place}")
+    if any("${secret:" in word for word in words):
+        raise ConfigurationError("its entry wants a secret on a command line, which others on the machine can read")
     return words
 
 

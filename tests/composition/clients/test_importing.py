@@ -88,7 +88,7 @@ def test_with_write_tables_are_added_and_the_rest_of_the_file_stays(
 
 
 def test_a_second_import_finds_them_there(tmp_path: Path, servers_toml: Path) -> None:
-    path = client_file(tmp_path, time=python("t.py", "--token", SECRET))
+    path = client_file(tmp_path, time=python("t.py", env={"TOKEN": SECRET}))
     carry_out(plan_import(path, None, servers_toml), Drawer())
     again = plan_import(path, None, servers_toml)
     assert [(each.step, each.why) for each in again.planned] == [(Step.KNOWN, "as time")]

@@ -96,14 +96,6 @@ def test_each_client_s_entry_becomes_a_table(tmp_path: Path, kind: str, entry: A
 
 SECRETS = [
     ("claude-desktop", {"command": "x", "env": {"GITHUB_TOKEN": "@"}}),
-    ("claude-desktop", {"command": "x", "args": ["--api-key", "@"]}),
-    ("claude-desktop", {"command": "x", "args": ["--apiKey=@"]}),
-    (
-        "claude-desktop",
-        {"command": "x", "args": ["mcp-remote", "https://x.example", "--header", "Authorization: Bearer @"]},
-    ),
-    ("claude-desktop", {"command": "docker", "args": ["run", "-e", "MY_PASSWORD=@", "image"]}),
-    ("claude-desktop", {"command": "x", "args": ["https://x.example/?token=@&a=1"]}),
     ("claude-code", {"type": "http", "url": "https://x.example/mcp?api_key=@", "headers": {"X": "1"}}),
     ("cursor", {"url": "https://x.example/mcp", "headers": {"Authorization": "Bearer @"}}),
     ("cursor", {"url": "https://u:@@x.example/mcp"}),
@@ -127,11 +119,46 @@ def test_a_secret_is_taken_out_of_the_table_and_shown_nowhere(
     assert "hunter2" not in json.dumps(found.table) + repr(found) + caplog.text
 
 
+BRIDGED = ["-y", "mcp-remote@0.1.2", "https://x.example/mcp", "--header", "Authorization: Bearer ${T}"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--api-key", "@"],
+        ["--apiKey=@"],
+        ["mcp-remote", "https://x.example", "--header", "Authorization: Bearer @"],
+        ["run", "-e", "MY_PASSWORD=@", "image"],
+        ["https://x.example/?token=@&a=1"],
+        [GITHUB],
+    ],
+)
+def test_a_secret_in_the_arguments_is_refused_and_not_shown(tmp_path: Path, args: list[str]) -> None:
+    words = [word.replace("@", "hunter2") for word in args]
+    [found] = read(tmp_path, "claude-desktop", {"command": "x", "args": words})
+    assert "has a secret in its arguments" in str(found.problem)
+    assert "hunter2" not in repr(found) and GITHUB not in repr(found) and not found.secrets
+
+
+def test_a_bridge_to_a_remote_server_is_left_out(tmp_path: Path) -> None:
+    entry = {"command": "npx", "args": BRIDGED, "env": {"T": "hunter2"}}
+    [found] = read(tmp_path, "claude-desktop", entry)
+    assert found.table == {
+        "url": "https://x.example/mcp",
+        "headers": {"Authorization": "Bearer ${secret:s0.Authorization}"},
+    }
+    assert found.secrets == {"s0.Authorization": "hunter2"} and "without mcp-remote" in found.notes[0]
+    [signing_in] = read(tmp_path, "claude-desktop", {"command": "npx", "args": BRIDGED[:3]})
+    assert signing_in.table["command"] == "npx"
+    [odd] = read(tmp_path, "claude-desktop", {"command": "npx", "args": [*BRIDGED, "--debug"], "env": {"T": "x"}})
+    assert odd.table["command"] == "npx"
+
+
 @pytest.mark.parametrize(
     "value", [GITHUB, DENSE, "sk-proj-abc", "postgres://me:hunter2@db/x", "eyJhbGciOiJIUzI1NiJ9.e30.x"]
 )
 def test_a_value_is_a_secret_for_what_it_looks_like(tmp_path: Path, value: str) -> None:
-    [found] = read(tmp_path, "claude-desktop", {"command": "x", "args": [value], "env": {"ANYTHING": value}})
+    [found] = read(tmp_path, "claude-desktop", {"command": "x", "env": {"ANYTHING": value}})
     assert set(found.secrets.values()) == {value} and value not in json.dumps(found.table)
 
 

@@ -197,6 +197,12 @@ def test_a_stand_in_is_asked_for_and_not_taken_for_a_value(text: str) -> None:
     assert need.name == "where" and need.example == text
 
 
+def test_a_secret_on_a_command_line_is_refused() -> None:
+    asked = named("--password", isSecret=True, isRequired=True)
+    for kind in ("npm", "pypi", "oci"):
+        assert "others on the machine can read" in found(package(kind, "thing", packageArguments=[asked])).in_one_line()
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
