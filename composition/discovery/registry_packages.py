@@ -28,6 +28,7 @@ _PYPI = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[A-Za-z0-9_,
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!_-]{0,99}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _IN_A_URL = re.compile(r"[A-Za-z0-9._~-]+")
 _PUBLIC = {
     "npm": ("", "https://registry.npmjs.org"),
@@ -88,7 +89,7 @@ def _way(document: ServerDocument, kind: str, convert: Convert, values: Values |
             raise  # a mistake of whoever set the values
         return _refused(bare, str(error))
     if document.description:
-        keys["description"] = " ".join(document.description.split())[:500]
+        keys["description"] = " ".join(document.description.replace("${", "$ {").split())[:500]
     missing = tuple(filling.missing.values())
     problem = None if any(need.kind == "config" for need in missing) else _problem(bare.name, keys)
     notes = ("its publisher says that it is deprecated.",) if document.status == "deprecated" else ()
@@ -190,7 +191,9 @@ def _check_runtime(package: Package, filling: Filling) -> None:
 
 
 def _environment(filling: Filling, items: tuple[Input, ...]) -> dict[str, str]:
-    texts = {item.name: filling.text(item, item.name) for item in items if item.name}
+    if not all(_VARIABLE.fullmatch(item.name) for item in items):
+        raise _Unrunnable("its entry has a variable whose name is none")
+    texts = {item.name: filling.text(item, item.name) for item in items}
     return {name: text for name, text in texts.items() if text is not None}
 
 
