@@ -125,8 +125,8 @@ class _Reader:
                 return self._plain(position)
 
     def _quickly(self, position: int) -> Node | None:
-        """A value in which nothing is edited, by the standard reader, unless it holds more than that reads. A client may
-        keep megabytes of its own in its configuration."""
+        """A value in which nothing is edited, by the standard reader, unless it holds more than that reads.
+        A client may keep megabytes of its own in its configuration."""
         try:
             value, end = _STANDARD.raw_decode(self._text, position)
         except (ValueError, RecursionError):
