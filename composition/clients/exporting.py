@@ -1,16 +1,22 @@
 """Tables of servers.toml as `mcpServers`, which most clients read. No secret leaves the file: what refers to one stays
 a reference, and a value that looks like one becomes the name of a variable.
 
-`client_commands` comes in; `secret_values` is called.
+`client_commands` comes in; `secret_values` and `entry_texts` say what a secret is.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from composition.clients.entry_texts import Texts
+from composition.clients.kinds import FASTMCP
 from composition.clients.secret_values import is_secret
+from providers.errors import ConfigurationError
+
+_REFERENCE = re.compile(r"\$\{[^{}]*\}")
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -21,6 +27,8 @@ def exported(tables: Tables) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     for name, table in tables.items():
         if table.get("is_enabled") is False:
             left_out[name] = "is switched off, and was left out"
+        elif _has_open_secret(name, table):
+            left_out[name] = "has a secret in its arguments or its address, and was left out"
         elif "command" in table:
             entries[name] = _process(table)
         elif "url" in table:
@@ -28,6 +36,17 @@ def exported(tables: Tables) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
         else:
             left_out[name] = "runs in a container or in the gateway itself, and was left out"
     return entries, left_out
+
+
+def _has_open_secret(name: str, table: Mapping[str, Any]) -> bool:
+    """Whether a secret stands where no reference can take its place."""
+    texts = Texts(FASTMCP, Path(name), name, ())
+    try:
+        texts.arguments([_REFERENCE.sub("", str(word)) for word in table.get("args", ())])
+        texts.url(_REFERENCE.sub("", str(table.get("url", ""))))
+    except ConfigurationError:
+        return True
+    return bool(texts.secrets)
 
 
 def _process(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -182,6 +182,9 @@ def test_export_prints_what_others_read_and_no_secret(servers_toml: Path, capsys
     servers_toml.write_text(
         OWN + '[servers.docs]\nurl = "https://docs.example.com/mcp"\n'
         'headers = { X-Api-Key = "hunter2", A = "${secret:a}" }\n'
+        '[servers.open]\ncommand = "python3"\nargs = ["--token", "hunter2"]\n'
+        '[servers.wide]\nurl = "https://x.example/mcp?key=hunter2"\n'
+        '[servers.fine]\nurl = "https://x.example/mcp?key=${secret:a}"\n'
         '[servers.box]\ndocker_image = "mcp/time"\n[servers.cash]\ncommand = "python3"\nargs = ["5$$"]\n'
     )
     assert main(["export"]) == 0
@@ -194,6 +197,8 @@ def test_export_prints_what_others_read_and_no_secret(servers_toml: Path, capsys
             "url": "https://docs.example.com/mcp",
             "headers": {"X-Api-Key": "${X_API_KEY}", "A": "${secret:a}"},
         },
+        "fine": {"type": "http", "transport": "http", "url": "https://x.example/mcp?key=${secret:a}"},
         "cash": {"command": "python3", "args": ["5$"]},
     }
-    assert "box: runs in a container" in said.err
+    assert "box: runs in a container" in said.err and "hunter2" not in said.out + said.err
+    assert "open: has a secret in its arguments" in said.err and "wide: has a secret" in said.err
