@@ -10,12 +10,23 @@ import argparse
 import sys
 
 from composition import containers, registering, secret_command, serving, token_command, tools_command
-from composition.discovery import catalog_commands
+from composition.clients import client_commands
+from composition.discovery import catalog_commands, registry_commands
 from composition.logs import log_to_stderr
-from composition.starting import MISCONFIGURED
-from providers.errors import ConfigurationError
+from composition.starting import FAILED, MISCONFIGURED
+from providers.errors import ConfigurationError, GatewayError
 
-GROUPS = (serving, containers, tools_command, secret_command, token_command, catalog_commands, registering)
+GROUPS = (
+    serving,
+    containers,
+    tools_command,
+    secret_command,
+    token_command,
+    catalog_commands,
+    registering,
+    registry_commands,
+    client_commands,
+)
 """In the order in which `--help` shows them."""
 
 
@@ -57,5 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return MISCONFIGURED
+    except GatewayError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
     except KeyboardInterrupt:
         return 130

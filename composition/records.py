@@ -99,11 +99,19 @@ class StoreRecords(Records):
         return shown(self._configuration.resources.get(name) or await self._stored(name))
 
     async def add(self, fields: Mapping[str, Any]) -> Json:
-        resource = self._resource(fields)
+        return shown(await self.put(self._resource(fields)))
+
+    async def put(self, resource: McpServerResource) -> McpServerResource:
+        """Keep a new server, as its operator's.
+
+        Raises:
+            CallerError: there is one of this name already.
+        """
         store = self._writable(resource.name)
         if await store.get(resource.name) is not None:
             raise CallerError(f"server '{resource.name}' is there already. Remove it first, or choose another name")
-        return shown(await store.upsert(resource, expected_version=0))
+        own = resource.model_copy(update={"created_by": self._operator.key})
+        return await store.upsert(own, expected_version=0)
 
     async def switch(self, name: str, *, is_enabled: bool) -> Json:
         store, now = self._writable(name), await self._stored(name)
@@ -135,7 +143,6 @@ class StoreRecords(Records):
         known = [Problem((), text)] if (text := _reach_problem(given)) else []
         data = {
             "timeouts": self._configuration.settings.timeouts.model_dump(),
-            "created_by": self._operator.user_id,
             **given,
         }
         resource, problems = check(McpServerResource, data, given, known)

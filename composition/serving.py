@@ -10,11 +10,10 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
+from composition.clients.gateway_entry import NAME, gateway_entry
 from composition.gateway import SERVE_MAX_CONNECTIONS
 from composition.http import PATH, address_of, bind, serve
 from composition.report import Report, Table, connect_all
@@ -22,7 +21,6 @@ from composition.servers_file import load_configuration
 from composition.starting import (
     FAILED,
     OK,
-    ROOT,
     gateway_from_environment,
     on_signals,
     run,
@@ -125,14 +123,9 @@ async def _check() -> int:
 
 
 def _print_entry() -> int:
-    """The Claude Desktop entry, with absolute paths: a desktop program has neither our folder nor our PATH."""
-    uv = shutil.which("uv")
-    command = [uv, "run", "--directory", str(ROOT), "server.py"] if uv else [sys.executable, str(ROOT / "server.py")]
-    entry: dict[str, Any] = {"command": command[0], "args": command[1:]}
-    if named := os.environ.get("APOLLOS_SERVERS"):
-        entry["env"] = {"APOLLOS_SERVERS": str(Path(named).expanduser().absolute())}
-    sys.stdout.write(json.dumps({"mcpServers": {"apollos": entry}}, indent=2) + "\n")
+    sys.stdout.write(json.dumps({"mcpServers": {NAME: gateway_entry()}}, indent=2) + "\n")
     sys.stderr.write(
-        "Put this into claude_desktop_config.json (Settings > Developer > Edit Config), then restart it.\n"
+        "Put this into claude_desktop_config.json (Settings > Developer > Edit Config), then restart it. "
+        "'server.py connect claude-desktop' does it for you.\n"
     )
     return OK

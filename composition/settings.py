@@ -114,6 +114,9 @@ class Settings(BaseModel):
     max_requests_per_second: Rate = Field(default=100.0, description="requests of one user, on average")
     audit: AuditMode = Field(default=AuditMode.OFF, examples=['"on"'])
     audit_file: str | None = Field(default=None, min_length=1, examples=['"/var/log/apollos/audit.jsonl"'])
+    mcp_registry: str = Field(
+        default="https://registry.modelcontextprotocol.io", min_length=1, examples=['"https://registry.example.com"']
+    )
     auth: AuthSettings = Field(default=AuthSettings(), examples=['{ tokens = "tokens.json" }'])
     timeouts: Timeouts = Field(default=Timeouts(), examples=["{ call = 60 }"])
 
@@ -138,6 +141,11 @@ class Settings(BaseModel):
     @classmethod
     def _addresses_are_whole(cls, url: str | None) -> str | None:
         return url if url is None else _check_address(url)
+
+    @field_validator("mcp_registry")
+    @classmethod
+    def _registry_is_whole(cls, url: str) -> str:
+        return _check_address(url)
 
     @field_validator("allowed_networks")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,21 @@ from composition.discovery.catalog_resources import Given
 from composition.discovery.catalog_search import ranked
 from composition.discovery.catalog_sources import Shelf, load
 from composition.discovery.found import Found, Need, NeedKind, State
+from composition.parts import open_secrets
+from composition.records import StoreRecords, configured_store
 from composition.servers_file import Configuration, load_configuration
 from composition.tables import check
 from providers.container_log import harmless
 from providers.errors import ConfigurationError
+from providers.identity import local_identity
 from providers.resource import McpServerResource
 
 _HEADER = ("NAME", "KIND", "STATE", "DESCRIPTION")
 _SHOWN = 20
 _WIDTH = 72
+
+
+Run = Callable[[Configuration, Shelf, Any], Awaitable[int]]
 
 
 def register(commands: Any) -> None:
@@ -68,23 +74,23 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _command(run: Callable[[Configuration, Shelf, Any], int], options: Any) -> int:
+def _command(run: Run, options: Any) -> int:
     return starting.run(partial(_with_shelf, run, options))
 
 
-async def _with_shelf(run: Callable[[Configuration, Shelf, Any], int], options: Any) -> int:
+async def _with_shelf(run: Run, options: Any) -> int:
     configuration = load_configuration(starting.servers_path())
     cache = DocumentCache(cache_folder(configuration.settings.state_dir))
     shelf = await load(options.catalog or configuration.settings.catalogs, cache)
     for note in shelf.notes:
         _say(note)
-    return run(configuration, shelf, options)
+    return await run(configuration, shelf, options)
 
 
 # -------------------------------------------------------------------------------------------------------- commands
 
 
-def _search(configuration: Configuration, shelf: Shelf, options: Any) -> int:
+async def _search(configuration: Configuration, shelf: Shelf, options: Any) -> int:
     found = ranked(shelf.servers(), " ".join(options.words))
     shown = found[: max(options.limit, 0)]
     if options.json:
@@ -103,7 +109,7 @@ def _cells(server: Found) -> tuple[str, ...]:
     return server.name, server.kind, str(server.state), _shortened(server.description or server.title)
 
 
-def _show(configuration: Configuration, shelf: Shelf, options: Any) -> int:
+async def _show(configuration: Configuration, shelf: Shelf, options: Any) -> int:
     server = shelf.find(options.name, _given(options), options.called)
     if options.json:
         _print_json(as_json(server))
@@ -113,11 +119,10 @@ def _show(configuration: Configuration, shelf: Shelf, options: Any) -> int:
     return starting.OK
 
 
-def _add(configuration: Configuration, shelf: Shelf, options: Any) -> int:
+async def _add(configuration: Configuration, shelf: Shelf, options: Any) -> int:
     server = shelf.find(options.name, _given(options), options.called)
     resource = checked(server, configuration, options.role or [configuration.settings.operator_role])
-    told = save(configuration, resource)
-    secrets = [need for need in server.missing if need.kind is NeedKind.SECRET]
+    told = await save(configuration, resource)
     if options.json:
         _print_json(as_json(server) | {"resource": resource.model_dump(mode="json", exclude_defaults=True)})
         return starting.OK
@@ -125,8 +130,8 @@ def _add(configuration: Configuration, shelf: Shelf, options: Any) -> int:
         _print(line)
     for note in server.notes:
         _say(note)
-    for need in secrets:
-        _say(f"It needs a secret before its first call. Set it with: secret set {need.name}")
+    for line in secrets_to_set(configuration, server):
+        _say(line)
     return starting.OK
 
 
@@ -162,10 +167,25 @@ def _asked(server: Found, need: Need) -> str:
     return harmless(f"'{server.name}' needs {need.name}{about}. Give it with: --set {need.name.split(' or ')[0]}=…")
 
 
-def save(configuration: Configuration, resource: McpServerResource) -> list[str]:
-    """Keep a resource; what to tell a person. Until the command line reaches the store, that is the table which he puts
-    into servers.toml himself."""
-    return [f"# put this into {starting.servers_path().name}", *as_toml(resource)]
+async def save(configuration: Configuration, resource: McpServerResource) -> list[str]:
+    """Keep a server in the configured store; what to tell a person. Without a store that is the table which he puts
+    into servers.toml himself.
+
+    Raises:
+        ConfigurationError, CallerError: there is one of this name already, or the store cannot be used.
+    """
+    async with configured_store(configuration) as store:
+        if store is None:
+            return [f"# put this into {starting.servers_path().name}", *as_toml(resource)]
+        await StoreRecords(configuration, store, local_identity()).put(resource)
+    return [f"'{resource.name}' is added. A gateway that runs with this store has it now; `list` shows it."]
+
+
+def secrets_to_set(configuration: Configuration, server: Found) -> list[str]:
+    """What a person has yet to do before a server's first call."""
+    kept = open_secrets(configuration.settings)
+    missing = [need.name for need in server.missing if need.kind is NeedKind.SECRET and kept.get(need.name) is None]
+    return [f"It needs a secret before its first call. Set it with: secret set {name}" for name in missing]
 
 
 # --------------------------------------------------------------------------------------------------------- writing

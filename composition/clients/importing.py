@@ -1,0 +1,157 @@
+"""The command `import`: the servers of a client's configuration become tables of servers.toml.
+
+`client_commands` comes in. First a plan is made, which holds no secret's value where it is shown; only `carry_out`
+changes something: secrets go to their keeper, then the tables into the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from composition.clients.kinds import Client
+from composition.clients.reading import ClientFile, Entry, read_client_file
+from composition.clients.secret_keeping import SecretKeeper
+from composition.clients.servers_writing import add_servers, problem_with, servers_in, toml_of
+
+_REFERENCE = re.compile(r"\$\{secret:[^{}]*\}")
+_REACH = ("command", "args", "cwd", "url", "docker_image", "docker_command", "python")
+
+
+class Step(StrEnum):
+    """What becomes of an entry."""
+
+    ADD = "new"
+    KNOWN = "already there"
+    ITSELF = "is this gateway"
+    REFUSED = "not taken"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One entry and what becomes of it; `why` explains, for a person."""
+
+    entry: Entry
+    step: Step
+    why: str = ""
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What may be told of it: names, and no value that could be a secret."""
+        entry = self.entry
+        return {
+            "name": entry.name,
+            "original": entry.original,
+            "step": str(self.step),
+            "why": self.why,
+            "secrets": sorted({*entry.secrets, *entry.wanted}),
+            "notes": list(entry.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an import would do."""
+
+    file: ClientFile
+    servers_toml: Path
+    planned: tuple[Planned, ...] = ()
+
+    @property
+    def new(self) -> list[Entry]:
+        return [each.entry for each in self.planned if each.step is Step.ADD]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an import did. `unset` are secrets that somebody has to set by hand."""
+
+    added: tuple[str, ...]
+    backup: Path | None
+    kept: tuple[str, ...] = ()
+    unset: tuple[str, ...] = field(default=())
+
+
+def plan_import(path: Path, client: Client | None, servers_toml: Path, environ: Mapping[str, str] = os.environ) -> Plan:
+    """What an import of this file would do. It blocks.
+
+    Raises:
+        ConfigurationError: one of the two files cannot be read.
+    """
+    known = servers_in(servers_toml)
+    file = read_client_file(path, client, taken=known)
+    return Plan(
+        file, servers_toml, tuple(_planned(entry, file, servers_toml, known, environ) for entry in file.entries)
+    )
+
+
+def _planned(
+    entry: Entry,
+    file: ClientFile,
+    servers_toml: Path,
+    known: Mapping[str, Mapping[str, Any]],
+    environ: Mapping[str, str],
+) -> Planned:
+    if entry.problem:
+        return Planned(entry, Step.REFUSED, entry.problem)
+    if is_gateway(entry.table):
+        return Planned(entry, Step.ITSELF)
+    there = same_server(entry.table, known)
+    if there:
+        return Planned(entry, Step.KNOWN, f"as {there}")
+    problem = problem_with(servers_toml, _toml(entry, file), environ)
+    return Planned(entry, Step.REFUSED, problem) if problem else Planned(entry, Step.ADD)
+
+
+def carry_out(plan: Plan, keeper: SecretKeeper | None, environ: Mapping[str, str] = os.environ) -> Outcome:
+    """Keep the secrets and add the tables. It blocks.
+
+    Raises:
+        ConfigurationError: servers.toml would not load with them, or cannot be written.
+    """
+    secrets = {name: value for entry in plan.new for name, value in entry.secrets.items()}
+    wanted = {name for entry in plan.new for name in entry.wanted}
+    if keeper is not None:
+        for name, value in secrets.items():
+            keeper.set(name, value)
+        wanted = {name for name in wanted if keeper.get(name) is None}
+    unset = wanted | (set(secrets) if keeper is None else set())
+    texts = [_toml(entry, plan.file) for entry in plan.new]
+    backup = add_servers(plan.servers_toml, texts, environ) if texts else None
+    kept = tuple(secrets) if keeper is not None else ()
+    return Outcome(tuple(entry.name for entry in plan.new), backup, kept, tuple(sorted(unset)))
+
+
+def _toml(entry: Entry, file: ClientFile) -> str:
+    renamed = f" ('{entry.original}')" if entry.original != entry.name else ""
+    return toml_of(entry.name, entry.table, f"from {file.client.title}, {file.path.name}{renamed}")
+
+
+def is_gateway(table: Mapping[str, Any]) -> bool:
+    """Whether an entry starts this gateway, or another copy of it."""
+    words = [table.get("command"), *table.get("args", ())]
+    env = table.get("env")
+    return any(isinstance(word, str) and re.search(r"(^|[/\\])server\.py$", word) for word in words) and (
+        "--directory" in words or (isinstance(env, dict) and "APOLLOS_SERVERS" in env) or len(words) == 2
+    )
+
+
+def same_server(table: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The name of the server that is reached in the same way, whatever its secrets are called."""
+    reach = _reach(table)
+    return next((name for name, other in known.items() if _reach(other) == reach), None)
+
+
+def _reach(table: Mapping[str, Any]) -> list[Any]:
+    return [_without_names(table.get(key)) for key in _REACH]
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_names(each) for each in value] or None
+    return _REFERENCE.sub("${secret:}", value) if isinstance(value, str) else value
