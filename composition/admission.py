@@ -132,7 +132,7 @@ class Admission(Middleware):
             return False, _TOO_MANY
         if asked.server is None:
             return True, audit.rule_of_all(identity)
-        return self._view.judge(asked.server, identity)
+        return self._view.judge(asked.server, identity, asked.session)
 
     def _too_many(self, visit: Visit | None) -> Exception:
         if visit is not None:

@@ -65,25 +65,25 @@ class ServerView(View):
     async def caller(self) -> Caller | None:
         return await self._registry.caller_for(self.server)
 
-    def readable(self, identity: Identity) -> list[Mount]:
-        mount = self._mount(identity)
+    def readable(self, caller: Caller) -> list[Mount]:
+        mount = self._mount(caller)
         return [mount] if mount else []
 
-    def _mount(self, identity: Identity) -> Mount | None:
-        return self._registry.mount_of(str(self.server), identity)
+    def _mount(self, caller: Caller) -> Mount | None:
+        return self._registry.mount_of(str(self.server), caller.identity)
 
-    def judge(self, server: str, identity: Identity) -> tuple[bool, str]:
+    def judge(self, server: str, identity: Identity, session: str | None = None) -> tuple[bool, str]:
         return self._registry.judge(server, identity)
 
     def names(self, mount: Mount) -> Names:
         return OWN_NAMES
 
-    def find(self, name: str, identity: Identity) -> Found | None:
-        mount = self._mount(identity)
+    def find(self, name: str, caller: Caller) -> Found | None:
+        mount = self._mount(caller)
         return (mount, name) if mount else None
 
-    def find_uri(self, uri: str, identity: Identity) -> Found | None:
-        return self.find(uri, identity)
+    def find_uri(self, uri: str, caller: Caller) -> Found | None:
+        return self.find(uri, caller)
 
 
 class _State(StrEnum):

@@ -22,7 +22,9 @@ from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.server.auth import AuthProvider
 
+from composition.adding import Adding
 from composition.admission import Admission
+from composition.dynamic import DynamicTools
 from composition.own_tools import OwnTools
 from composition.parts import audit_log, container_options, layered_store, open_secrets, pool_limits
 from composition.registry import Registry
@@ -116,6 +118,7 @@ class Gateway:
             refresh_interval=settings.refresh_interval,
             when_used=self.start,
             parking=self.parking,
+            session_timeout=settings.session_timeout,
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
@@ -139,10 +142,15 @@ class Gateway:
         return f"<Gateway {self.settings.name!r} {self.state} {len(self.registry.mounts)} servers>"
 
     def _own_tools(self) -> OwnTools | None:
-        if self.settings.tools is ToolListing.ALL:
+        settings, shows_all = self.settings, self.settings.tools is ToolListing.ALL
+        if shows_all and not settings.dynamic:
             return None
-        own = OwnTools(self.registry, self.mcp, self.settings.pinned_tools)
+        own = OwnTools(self.registry, self.mcp, None if shows_all else settings.pinned_tools)
         own.add_search()
+        if settings.dynamic:
+            parts = (self.registry, self.sessions, self.store, self.secrets, self.address_rules)
+            adding = Adding(settings, *parts)
+            DynamicTools(settings, self.registry, adding, self.secrets.passing, self.parking).offer(own)
         return own
 
     def limit(self, key: str) -> float | None:

@@ -60,6 +60,7 @@ class Mount:
         open_wire: how a session of this resource is opened.
         on_change: told which kinds of component changed, and for whom.
         local: the local user, or None where callers bring tokens.
+        session: the client session that it is there for alone; None: whoever may read it.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class Mount:
         local: Identity | None,
         refresh_interval: float,
         parking: ParkingLot | None = None,
+        session: str | None = None,
     ) -> None:
-        self.resource = resource
+        self.resource, self.session = resource, session
         self.namespace = Namespace(resource.name)
         self._sessions = sessions
         self._lookup = lookup
@@ -97,6 +99,10 @@ class Mount:
 
     def __repr__(self) -> str:
         return f"<Mount {self.resource.name} generation {self.target.generation}>"
+
+    def is_for(self, caller: Caller) -> bool:
+        """Whether it is there for a caller."""
+        return self.session in (None, caller.session) and may(caller.identity, "read", self.resource)
 
     def start(self, tasks: TaskGroup) -> None:
         """Work in this task group from now on."""

@@ -26,7 +26,7 @@ from composition.registry import Registry
 from composition.settings import OWN_SERVER
 from providers.caller import Caller
 from providers.components import Offer, OfferedTool, RawToolResult
-from providers.errors import CallerError
+from providers.errors import CallerError, ProtocolError
 from providers.lines import Json
 
 _SHORT = 240
@@ -111,6 +111,8 @@ class OwnTools:
                 answer = await work(caller, arguments.model_validate(given or {}))
             except ValidationError as error:
                 return failure(_problems(error))
+            except ProtocolError:
+                raise
             except CallerError as error:
                 return failure(str(error))
             return answer if isinstance(answer, ToolResult) else success(answer)

@@ -18,10 +18,12 @@ from fastmcp.server.dependencies import get_context
 from composition.mount import Mount
 from composition.names import SEPARATOR, Names, out_of_namespace, server_of
 from composition.news import News
+from composition.session_servers import SessionServers
+from composition.settings import OWN_SERVER
 from composition.view import Found, View
-from providers.caller import Caller, ClientSessions
+from providers.caller import Caller, ClientSessions, user_session
 from providers.catalogue import KINDS
-from providers.errors import NotAuthenticated
+from providers.errors import CallerError, NotAuthenticated
 from providers.identity import Identity, resolve_identity
 from providers.listener import Listeners
 from providers.parking import ParkingLot
@@ -47,6 +49,7 @@ class Registry(View):
         local: the local user, or None where callers bring tokens.
         when_used: awaited before each request, so that the gateway also runs under tools that start no lifespan.
         parking: where calls wait for the answers of clients that cannot be sent questions.
+        session_timeout: seconds without use after which what was added by a caller without a session goes.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Registry(View):
         refresh_interval: float = 300.0,
         when_used: Callable[[], Any],
         parking: ParkingLot | None = None,
+        session_timeout: float = 1800.0,
     ) -> None:
         super().__init__()
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
@@ -69,7 +73,8 @@ class Registry(View):
         """Called after each change of what there is and who may read it."""
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
-        self._changes: dict[tuple[str, str | None], set[str]] = {}
+        self._of_sessions = SessionServers(session_timeout)
+        self._changes: dict[tuple[str, str | None, str | None], set[str]] = {}
         self._past: dict[str, McpServerResource] = {}
         self._something_changed = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -92,7 +97,11 @@ class Registry(View):
         """Make the mounts equal to a snapshot; what did not change is not touched."""
         before, self._resources = self._resources, dict(snapshot)
         wanted = {name: resource for name, resource in snapshot.items() if resource.is_enabled}
-        for name in [name for name in self._mounts if name not in wanted]:
+        of_sessions = self._of_sessions.names - snapshot.keys()
+        for name in [name for name in self._mounts if name not in of_sessions and name not in wanted]:
+            self._unmount(name)
+        for name in self._of_sessions.names & snapshot.keys():
+            logger.warning("server '%s' was one session's own; now there is one of that name for all", name)
             self._unmount(name)
         for name, resource in wanted.items():
             if name not in self._mounts:
@@ -100,12 +109,15 @@ class Registry(View):
             elif resource is not before.get(name):
                 self._remount(self._mounts[name], resource)
                 self._mounts[name].subscriptions.review()
+        self._review()
+
+    def _review(self) -> None:
         if self._parking is not None:
             self._parking.review(self.may_use)
         for review in self.on_sync:
             review()
 
-    def _mount(self, resource: McpServerResource) -> None:
+    def _mount(self, resource: McpServerResource, session: str | None = None) -> Mount:
         name = resource.name
         mount = self._mounts[name] = Mount(
             resource,
@@ -113,25 +125,28 @@ class Registry(View):
             pool=self._pool,
             sessions=self._sessions,
             lookup=self.resource,
-            on_change=lambda kinds, identity: self._announce(name, kinds, identity.key),
+            on_change=lambda kinds, identity: self._announce(name, kinds, identity.key, session),
             local=self._local,
             refresh_interval=self._refresh_interval,
             parking=self._parking,
+            session=session,
         )
         if self._tasks is not None:
             mount.start(self._tasks)
-            self._announce(name, KINDS)
+            self._announce(name, KINDS, session=session)
             logger.info("server '%s' mounted", name)
+        return mount
 
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
+        self._of_sessions.forget(name)
         mount.subscriptions.close()
         self._listeners.stop(name)
         for callback in self.on_unmount:
             callback(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)
         self._past.setdefault(name, mount.resource)
-        self._announce(name, KINDS)
+        self._announce(name, KINDS, session=mount.session)
         logger.info("server '%s' unmounted", name)
 
     def _remount(self, mount: Mount, resource: McpServerResource) -> None:
@@ -160,7 +175,32 @@ class Registry(View):
 
     def resource(self, name: str) -> McpServerResource | None:
         """The record of a server as it is now."""
-        return self._resources.get(name)
+        return self._of_sessions.resource(name) or self._resources.get(name)
+
+    # --- servers of one client session
+
+    def add_for(self, session: str, resource: McpServerResource) -> Mount:
+        """Offer a server to one client session alone, until that ends.
+
+        Raises:
+            CallerError: there is one of this name, be it hidden or not.
+        """
+        if resource.name in self._mounts or resource.name in self._resources:
+            raise CallerError(f"The name '{resource.name}' cannot be used. Choose another.")
+        self._of_sessions.add(session, resource)
+        return self._mount(resource, session)
+
+    def remove_for(self, session: str, name: str) -> bool:
+        """Take a server of a session's own away; whether there was one."""
+        if not self._of_sessions.is_of(name, session):
+            return False
+        self._unmount(name)
+        self._review()
+        return True
+
+    def own_of(self, session: str) -> list[Mount]:
+        """The servers of one session alone."""
+        return [mount for mount in self._mounts.values() if mount.session == session]
 
     async def run(self, store: McpResourceStoreBase, tasks: TaskGroup) -> None:
         """Follow the store, renew catalogues and tell clients what changed, until cancelled."""
@@ -182,10 +222,14 @@ class Registry(View):
             await anyio.sleep(1)
             for mount in list(self._mounts.values()):
                 mount.catalogue.tick()
+            busy = {each.server for each in self._pool.connections() if each.in_use}
+            for name in self._of_sessions.unused(busy):
+                self.remove_for(self._of_sessions.session_of(name), name)
 
-    def _announce(self, name: str, kinds: Iterable[str], user: str | None = None) -> None:
-        """Have clients told that these kinds of a server's components changed: everybody's, or one user's."""
-        self._changes.setdefault((name, user), set()).update(kinds)
+    def _announce(self, name: str, kinds: Iterable[str], user: str | None = None, session: str | None = None) -> None:
+        """Have clients told that these kinds of a server's components changed: everybody's, one user's, or those of
+        one session."""
+        self._changes.setdefault((name, user, session), set()).update(kinds)
         self._something_changed.set()
 
     async def _tell_clients(self) -> None:
@@ -193,7 +237,7 @@ class Registry(View):
             await self._something_changed.wait()
             await anyio.sleep(_ANNOUNCE_PAUSE)
             self._something_changed = anyio.Event()
-            news = News(self._changes, self._past, self._resources)
+            news = News(self._changes, self._past, {**self._resources, **self._of_sessions.resources})
             self._changes, self._past = {}, {}
             if self._tasks is not None:
                 self._tasks.start_soon(self._sessions.announce, news.concerning)
@@ -202,6 +246,8 @@ class Registry(View):
     def session_ended(self, session: str) -> None:
         """A client's session ended: nothing is kept or asked on its behalf any more."""
         self.listeners.end_session(session)
+        for mount in self.own_of(session):
+            self.remove_for(session, mount.resource.name)
         for mount in self._mounts.values():
             mount.catalogue.forget_session(session)
 
@@ -230,17 +276,28 @@ class Registry(View):
             context = None
         return self._sessions.caller(context, identity, server)
 
-    def readable(self, identity: Identity) -> list[Mount]:
-        return [mount for _, mount in sorted(self._mounts.items()) if may(identity, "read", mount.resource)]
+    def readable(self, caller: Caller) -> list[Mount]:
+        self._of_sessions.used(caller.session)
+        return [mount for _, mount in sorted(self._mounts.items()) if mount.is_for(caller)]
 
     def mount_of(self, server: str, identity: Identity) -> Mount | None:
-        """The mount of a server, if this user may read it."""
+        """The mount of a server that is not one session's own, if this user may read it."""
         mount = self._mounts.get(server)
-        return mount if mount is not None and may(identity, "read", mount.resource) else None
+        is_there = mount is not None and mount.session is None and may(identity, "read", mount.resource)
+        return mount if is_there else None
 
-    def judge(self, server: str, identity: Identity) -> tuple[bool, str]:
-        resource = self._resources.get(server)
-        if resource is None:
+    def _mount_for(self, server: str, caller: Caller) -> Mount | None:
+        mount = self._mounts.get(server)
+        if mount is None or not mount.is_for(caller):
+            return None
+        self._of_sessions.used(caller.session)
+        return mount
+
+    def judge(self, server: str, identity: Identity, session: str | None = None) -> tuple[bool, str]:
+        if self._is_own(server):
+            return True, "own tool"
+        resource = self.resource(server)
+        if resource is None or self._of_sessions.is_others(server, session or user_session(identity)):
             return False, "not found"
         rule = access_rule(resource, identity.key, identity.roles)
         if rule is None:
@@ -248,19 +305,23 @@ class Registry(View):
         return (True, rule) if server in self._mounts else (False, "disabled")
 
     def may_use(self, server: str, identity: Identity) -> bool:
-        """Whether a server is there for a user."""
-        return self.mount_of(server, identity) is not None
+        """Whether a server is there for a user, who has found it in the session that the call is from."""
+        mount = self._mounts.get(server)
+        return self._is_own(server) or (mount is not None and may(identity, "read", mount.resource))
+
+    def _is_own(self, server: str) -> bool:
+        return self.own is not None and server == OWN_SERVER
 
     def names(self, mount: Mount) -> Names:
         return mount.namespace
 
-    def find(self, name: str, identity: Identity) -> Found | None:
+    def find(self, name: str, caller: Caller) -> Found | None:
         server, _, own = name.partition(SEPARATOR)
-        mount = self.mount_of(server, identity)
+        mount = self._mount_for(server, caller)
         return (mount, own) if mount else None
 
-    def find_uri(self, uri: str, identity: Identity) -> Found | None:
-        mount = self.mount_of(server_of(uri), identity)
+    def find_uri(self, uri: str, caller: Caller) -> Found | None:
+        mount = self._mount_for(server_of(uri), caller)
         return (mount, out_of_namespace(uri)) if mount else None
 
     async def want_log_level(self, level: str) -> None:

@@ -61,7 +61,7 @@ class Relay:
         """Suggestions for an argument, from the server that the prompt or template belongs to."""
         caller, reference = await self._view.caller(), params["ref"]
         key, find = ("name", self._view.find) if reference["type"] == "ref/prompt" else ("uri", self._view.find_uri)
-        found = find(str(reference[key]), caller.identity) if caller else None
+        found = find(str(reference[key]), caller) if caller else None
         if found is None:
             return _NOTHING
         mount, own = found
@@ -75,7 +75,7 @@ class Relay:
     async def subscribe(self, request: Any, params: Json) -> Json:
         """Have the client's session told when a resource is updated."""
         uri, caller = str(params["uri"]), await self._view.caller()
-        found = self._view.find_uri(uri, caller.identity) if caller else None
+        found = self._view.find_uri(uri, caller) if caller else None
         if found is None or caller is None or not caller.has_session:
             raise _unknown_resource(uri)
         mount, own = found
@@ -90,7 +90,7 @@ class Relay:
     async def unsubscribe(self, request: Any, params: Json) -> Json:
         """End a subscription; that there is none is no error."""
         uri, caller = str(params["uri"]), await self._view.caller()
-        found = self._view.find_uri(uri, caller.identity) if caller else None
+        found = self._view.find_uri(uri, caller) if caller else None
         listener = self._view.listeners.find(caller) if caller else None
         if found is not None and listener is not None:
             mount, own = found
@@ -134,7 +134,7 @@ class Relay:
         if len(uris) > MAX_SUBSCRIPTIONS:
             problem = f"one stream may name {MAX_SUBSCRIPTIONS:,} resources, and this one names {len(uris):,}"
             raise lines.mcp_error(_INVALID_PARAMS, problem)
-        routed = {uri: self._view.find_uri(uri, caller.identity) for uri in uris}
+        routed = {uri: self._view.find_uri(uri, caller) for uri in uris}
         return {uri: found for uri, found in routed.items() if found and _takes_subscriptions(found[0], caller)}
 
     # --- roots

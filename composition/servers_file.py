@@ -248,7 +248,8 @@ class _Tables:
         """The servers that are in order, by name. `settings` hold the timeouts of servers that say nothing else."""
         self._refuse_other_tables()
         tables = self._table("servers", "write [servers.NAME], in single brackets, for each server")
-        if settings.tools is not ToolListing.ALL and OWN_SERVER in tables:
+        has_own_tools = settings.dynamic or settings.tools is not ToolListing.ALL
+        if has_own_tools and OWN_SERVER in tables:
             self._add(("servers",), Problem((OWN_SERVER,), "has the name of the gateway's own tools. Give it another"))
         found = {name: self._resource(name, table, settings) for name, table in tables.items()}
         return {name: resource for name, resource in found.items() if resource is not None}

@@ -73,6 +73,13 @@ class ToolListing(StrEnum):
     SEARCH = "search"
 
 
+class DynamicScope(StrEnum):
+    """For whom a server is there that was added through the own tools."""
+
+    SESSION = "session"
+    GATEWAY = "gateway"
+
+
 class AuditMode(StrEnum):
     """Whether decisions and calls are written down; `strict` writes before the answer leaves."""
 
@@ -104,6 +111,9 @@ class Settings(BaseModel):
     state_dir: str | None = Field(default=None, min_length=1, examples=['"/var/lib/apollos"'])
     tools: ToolListing = Field(default=ToolListing.ALL, examples=['"search"'])
     pinned_tools: Words = Field(default=(), examples=['["time_*"]'])
+    dynamic: bool = Field(default=False, description="whether models may find and add servers")
+    dynamic_scope: DynamicScope = Field(default=DynamicScope.SESSION, examples=['"gateway"'])
+    dynamic_allow: Words = Field(default=(), examples=['["image:mcp/*", "pypi:mcp-server-*"]'])
     keyring: bool = Field(default=False, description="whether secrets are kept in the keyring of this user")
     catalogs: Words = Field(default=(), examples=['["https://catalogs.example.com/mcp.yaml"]'])
     public_url: str | None = Field(default=None, min_length=1, examples=['"https://mcp.example.com"'])
@@ -163,6 +173,17 @@ class Settings(BaseModel):
         if not all(place.startswith(("https://", "http://", "/", "~")) and place.isprintable() for place in places):
             raise ValueError("must hold addresses that begin with https://, and whole paths of files")
         return places
+
+    @field_validator("dynamic_allow")
+    @classmethod
+    def _patterns_say_of_what(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            kind, colon, rest = pattern.partition(":")
+            if not colon or not rest or kind not in ("image", "npm", "pypi", "remote"):
+                raise ValueError(
+                    "must hold patterns such as image:mcp/*, npm:@scope/*, pypi:NAME or remote:https://HOST/*"
+                )
+        return patterns
 
     @field_validator("store")
     @classmethod

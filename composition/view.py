@@ -20,7 +20,7 @@ from fastmcp.tools.base import Tool
 
 from composition.mount import Mount
 from composition.names import SEPARATOR, Names, server_of
-from providers.caller import Caller
+from providers.caller import Caller, user_session
 from providers.catalogue import Listing
 from providers.components import Offer, OfferedTool
 from providers.errors import NotAuthenticated
@@ -75,13 +75,17 @@ class View(Provider):
         """Who makes the current request; None for one without a verified principal, who sees nothing."""
 
     @abstractmethod
-    def readable(self, identity: Identity) -> list[Mount]:
-        """The mounts that a user may see, by name."""
+    def readable(self, caller: Caller) -> list[Mount]:
+        """The mounts that are there for a caller, by name."""
 
     @abstractmethod
-    def judge(self, server: str, identity: Identity) -> tuple[bool, str]:
+    def judge(self, server: str, identity: Identity, session: str | None = None) -> tuple[bool, str]:
         """Whether a server is there for a user, and by which rule. The reasons why not are for the operator alone: a
-        caller is not to tell them apart."""
+        caller is not to tell them apart.
+
+        Args:
+            session: the client session; None where the client's era has none.
+        """
 
     def server_of(self, name: str) -> str:
         """The server that a tool or prompt is of, if there is one."""
@@ -96,18 +100,18 @@ class View(Provider):
         """The names under which a mount's components are known here."""
 
     @abstractmethod
-    def find(self, name: str, identity: Identity) -> Found | None:
-        """Where a tool or prompt is, if this user may read that server."""
+    def find(self, name: str, caller: Caller) -> Found | None:
+        """Where a tool or prompt is, if that server is there for this caller."""
 
     @abstractmethod
-    def find_uri(self, uri: str, identity: Identity) -> Found | None:
+    def find_uri(self, uri: str, caller: Caller) -> Found | None:
         """Where a resource is, or a template."""
 
     # --- as a provider
 
     async def offers(self, caller: Caller) -> list[tuple[Mount, Offer]]:
         """What each server that a caller may read offers, by name. One that is late or away is left out."""
-        mounts = self.readable(caller.identity)
+        mounts = self.readable(caller)
         listings: dict[str, Listing | None] = {}
         late = []
         for mount in mounts:
@@ -151,7 +155,7 @@ class View(Provider):
         caller = await self.caller()
         if self.own is not None and caller is not None and name in self.own.tools:
             return self.own.tools[name]
-        found = self.find(name, caller.identity) if caller else None
+        found = self.find(name, caller) if caller else None
         if found is None or caller is None:
             return None
         mount, own = found
@@ -162,7 +166,7 @@ class View(Provider):
 
     async def _get_prompt(self, name: str, version: Any = None) -> Prompt | None:
         caller = await self.caller()
-        found = self.find(name, caller.identity) if caller else None
+        found = self.find(name, caller) if caller else None
         if found is None or caller is None:
             return None
         mount, own = found
@@ -173,7 +177,7 @@ class View(Provider):
 
     async def _get_resource(self, uri: str, version: Any = None) -> Resource | None:
         caller = await self.caller()
-        found = self.find_uri(uri, caller.identity) if caller else None
+        found = self.find_uri(uri, caller) if caller else None
         if found is None:
             return None
         mount, own = found
@@ -193,7 +197,8 @@ class View(Provider):
             return None
         if self.own is not None and name in self.own.tools:
             return self.own.tools[name].parameters
-        found = self.find(name, identity)
+        # Who asks is a client of 2026-07-28, which has no session.
+        found = self.find(name, Caller(identity, user_session(identity), has_session=False))
         listing = found[0].catalogue.known_to(identity) if found else None
         if found is None or listing is None:
             return None

@@ -44,7 +44,7 @@ class Welcome(Middleware):
         if result is None or isinstance(result, dict):
             return result
         caller = await self._view.caller()
-        mounts = [(mount, caller.identity) for mount in self._view.readable(caller.identity)] if caller else []
+        mounts = [(mount, caller.identity) for mount in self._view.readable(caller)] if caller else []
         if self._view.server is not None and caller is not None:
             await _meet(mounts, caller)
         has_own_tools = self._view.own is not None

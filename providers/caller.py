@@ -27,8 +27,8 @@ from providers.log_levels import is_loud_enough
 
 logger = logging.getLogger(__name__)
 
-MethodsFor = Callable[[Identity, str | None], list[str]]
-"""The notifications that concern a user's client which came for one server, or for all (None)."""
+MethodsFor = Callable[[Identity, str | None, str], list[str]]
+"""The notifications that concern a user's client which came for one server, or for all (None), and its session."""
 
 _ANNOUNCE_DEADLINE = 5.0
 MAX_QUESTIONS = 16
@@ -50,6 +50,11 @@ class Caller:
     """The client speaks the 2026-07-28 era: it has no session and is not sent questions."""
     server: str | None = None
     """The one server that the client came for; None: for all of them."""
+
+
+def user_session(identity: Identity) -> str:
+    """What stands for the session of a user whose client's era has none."""
+    return f"user:{identity.key}"
 
 
 class CallClock:
@@ -179,7 +184,7 @@ class ClientSessions:
             return Caller(identity, f"process:{identity.key}", has_session=False)
         if lines.is_modern_request(context):
             declared = Capabilities.of(lines.declared_capabilities(context))
-            return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True, server=server)
+            return Caller(identity, user_session(identity), declared, has_session=False, is_modern=True, server=server)
         owner = lines.session_owner(context)
         key = self._keys.get(owner) or self._remember(owner, server)
         self._identities[key] = identity
@@ -252,7 +257,7 @@ class ClientSessions:
                 identity = self._identities.get(key)
                 if identity is None or key in self._silent:
                     continue
-                if methods := methods_for(identity, self._servers.get(key)):
+                if methods := methods_for(identity, self._servers.get(key), key):
                     tasks.start_soon(self._tell, owner, methods)
 
     async def _tell(self, owner: Any, methods: list[str], params: Json | None = None) -> None:

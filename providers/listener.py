@@ -203,6 +203,6 @@ class Listeners:
     def announce(self, methods_for: MethodsFor) -> None:
         """Tell each stream which lists changed, as far as its user is concerned and wants to know."""
         for stream in list(self._streams):
-            for method in methods_for(stream.identity, stream.caller.server):
+            for method in methods_for(stream.identity, stream.caller.server, stream.caller.session):
                 if method in stream.kinds:
                     stream.tell(method, {})

@@ -221,8 +221,40 @@ def _values(document: dict[str, Any], owner: Owner | None, *, make: bool = False
     return found
 
 
+class PassingSecrets:
+    """In memory alone: what users gave for servers that end with their session. Each value has an owner."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[Owner, str], str] = {}
+
+    def get(self, secret: str, owner: Owner | None) -> str | None:
+        return self._values.get((owner, secret)) if owner else None
+
+    def names(self) -> Iterator[tuple[str, Owner | None]]:
+        return ((secret, owner) for owner, secret in sorted(self._values))
+
+    def keep(self, secret: str, value: str, owner: Owner) -> None:
+        """
+        Raises:
+            ConfigurationError: it is no value.
+        """
+        _check_value(value)
+        self._values[(owner, secret)] = value
+
+    def forget(self, server: str) -> None:
+        """A server is gone."""
+        self._values = {key: value for key, value in self._values.items() if key[0].server != server}
+
+
+def _check_value(value: str) -> None:
+    if not value or "\0" in value or len(value.encode(errors="replace")) > MAX_VALUE_BYTES:
+        raise ConfigurationError("a secret's value is not empty, has no NUL, and at most 64 KiB")
+
+
 class SecretStore:
-    """All sources together.
+    """All sources together; before all others `passing`, which ends with the gateway.
 
     Args:
         sources: in the order in which they are asked.
@@ -230,11 +262,12 @@ class SecretStore:
     """
 
     def __init__(self, sources: Iterable[SecretSource], keeper: SecretKeeper) -> None:
-        self._sources, self._keeper = tuple(sources), keeper
+        self.passing = PassingSecrets()
+        self._sources, self._keeper = (self.passing, *sources), keeper
         self._threads = anyio.CapacityLimiter(4)  # a keyring may wait for somebody to unlock it
 
     def __repr__(self) -> str:
-        return f"<SecretStore {', '.join(source.name for source in self._sources)}>"
+        return f"<SecretStore {', '.join(source.name for source in self._sources[1:])}>"
 
     @property
     def keeper(self) -> str:
@@ -253,8 +286,7 @@ class SecretStore:
         """
         if not is_name(secret):
             raise ConfigurationError(f"a secret's name has {RULE}")
-        if not value or "\0" in value or len(value.encode(errors="replace")) > MAX_VALUE_BYTES:
-            raise ConfigurationError("a secret's value is not empty, has no NUL, and at most 64 KiB")
+        _check_value(value)
         self._keeper.set(secret, value, owner)
 
     def remove(self, secret: str, owner: Owner | None = None) -> bool:

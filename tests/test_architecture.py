@@ -46,6 +46,8 @@ FLOORS = (
         "composition.auth",
         "composition.alone",
     ),
+    ("composition.dynamic",),
+    ("composition.adding", "composition.dynamic_forms"),
     (
         "composition.root",
         "composition.relay",
@@ -58,6 +60,7 @@ FLOORS = (
     ("composition.clients.importing",),
     (
         "composition.registry",
+        "composition.finding",
         "composition.capabilities",
         "composition.token_watch",
         "composition.clients.servers_writing",
@@ -75,6 +78,10 @@ FLOORS = (
         "composition.clients.exporting",
         "composition.clients.gateway_entry",
         "composition.discovery.registry_packages",
+        "composition.session_servers",
+        "composition.remote_addresses",
+        "composition.dynamic_rules",
+        "composition.asking",
     ),
     ("composition.names",),
     (

@@ -1,23 +1,13 @@
-"""Where the `url` of an adapter may lead: not inside. Checked when it is written; `endpoint` checks each connect again.
+"""Where the `url` of an adapter may lead, as the REST API says it.
 
-`adapters` comes in. All addresses of the host are looked at, and one that is not allowed is enough to refuse. The
-answer is the same whether a name leads inside or nowhere, so that nobody can ask the gateway for names of its network.
+`adapters` comes in; `remote_addresses` decides.
 """
 
 from __future__ import annotations
 
-import anyio
-
 from composition.api.problems import Wrong, invalid
-from providers.addresses import AddressRules, place_of
-from providers.lookup import look_up
-
-_LOOK_UP_SECONDS = 5.0
-_NOT_PUBLIC = (
-    "must name a host that is found and has addresses of the public internet only. "
-    "An operator can open networks with allowed_networks"
-)
-_NOT_ENCRYPTED = "must begin with https://. Without encryption only networks of allowed_networks are reached"
+from composition.remote_addresses import url_problem
+from providers.addresses import AddressRules
 
 
 async def check_url(url: str, rules: AddressRules) -> None:
@@ -25,22 +15,5 @@ async def check_url(url: str, rules: AddressRules) -> None:
     Raises:
         Refusal: 400; it leads where servers that come through the API may not be.
     """
-    try:
-        place = place_of(url)
-    except ValueError as error:
-        raise invalid([Wrong("url", str(error))]) from None
-    addresses = await _addresses(place.host, place.port)
-    if not addresses or not all(rules.allows(address) for address in addresses):
-        raise invalid([Wrong("url", _NOT_PUBLIC)])
-    if place.scheme == "http" and not all(rules.is_opened(address) for address in addresses):
-        raise invalid([Wrong("url", _NOT_ENCRYPTED)])
-
-
-async def _addresses(host: str, port: int) -> list[str]:
-    with anyio.move_on_after(_LOOK_UP_SECONDS):
-        try:
-            found = await look_up(host, port)
-        except (OSError, UnicodeError):  # the name is not found, or is none
-            return []
-        return [str(address[4][0]) for address in found]
-    return []
+    if (problem := await url_problem(url, rules)) is not None:
+        raise invalid([Wrong("url", problem)])

@@ -35,7 +35,7 @@ async def list_tools(gateway: Gateway, request: Request, identity: Identity) -> 
 async def show_tool(gateway: Gateway, request: Request, identity: Identity) -> Response:
     """One tool with its schemas."""
     name, caller = str(request.path_params["name"]), await gateway.registry.caller()
-    found = gateway.registry.find(name, identity)
+    found = gateway.registry.find(name, caller) if caller else None
     tool = await _tool(gateway, found[0], name, caller) if found and caller else None
     if tool is None or found is None:
         raise absent()

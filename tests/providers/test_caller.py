@@ -158,7 +158,7 @@ async def test_a_change_is_told_to_the_sessions_that_it_concerns() -> None:
     desk = Desk()
     async with listening(desk, ALICE) as alice, listening(desk, BOB) as bob:
         methods = ["notifications/tools/list_changed", "notifications/prompts/list_changed"]
-        await desk.sessions.announce(lambda identity, _: methods if identity.user_id == "alice" else [])
+        await desk.sessions.announce(lambda identity, *_: methods if identity.user_id == "alice" else [])
         await until(lambda: alice == methods)
         assert bob == []
 

@@ -1,0 +1,109 @@
+"""What a model may add without anybody's approval: what the operator's patterns in `dynamic_allow` cover.
+
+`dynamic` comes in with what a found server becomes. A pattern says what runs; it covers nothing that would make it
+something else: folders of this machine, other networks, variables that tell a package runner where packages are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from providers.container_keys import INTERNET, NONE
+from providers.resource import McpServerResource
+
+_STEERING = re.compile(
+    r"(?:UV|PIP|PYTHON|NPM|NODE|YARN|LD|DYLD|GIT|XDG|SSL|CURL|DOCKER|APOLLOS|BASH|REQUESTS)(?:_.*|[A-Z]*)"
+    r"|PATH|HOME|SHELL|ENV|IFS|TMPDIR|TEMP|TMP|USERPROFILE|APPDATA|PATHEXT|COMSPEC|.*_PROXY|.*_INDEX_URL|.*_REGISTRY",
+    re.I,
+)
+"""Variables that decide which program a package runner gets, and what is loaded into it."""
+_OWN_VOLUME = "apollos-mcp-"
+
+
+def runs_here(resource: McpServerResource) -> bool:
+    """Whether it runs something on the gateway's machine."""
+    return resource.url is None
+
+
+def subjects(resource: McpServerResource) -> tuple[str, ...]:
+    """What patterns are compared with: what runs, with its version and without."""
+    if resource.docker_image is not None:
+        image = resource.docker_image
+        bare = image.partition("@")[0]
+        name = bare.rpartition(":")[0] if ":" in bare.rpartition("/")[2] else bare
+        return tuple(dict.fromkeys(f"image:{each}" for each in (image, bare, name)))
+    match resource.command, list(resource.args):
+        case "npx", ["-y", package, *_]:
+            name = package[:1] + package[1:].partition("@")[0]
+            return tuple(dict.fromkeys((f"npm:{package}", f"npm:{name}")))
+        case "uvx", ["--from", package, _, *_]:
+            return _of_pypi(package)
+        case "uvx", [package, *_] if not package.startswith("-"):
+            return _of_pypi(package)
+    return ()
+
+
+def _of_pypi(package: str) -> tuple[str, ...]:
+    name = package.partition("==")[0].partition("[")[0]
+    return tuple(dict.fromkeys((f"pypi:{package}", f"pypi:{name}")))
+
+
+class AllowList:
+    """
+    Args:
+        patterns: as in `dynamic_allow`.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        kinds = [pattern.partition(":")[::2] for pattern in patterns]
+        self._addresses = [rest for kind, rest in kinds if kind == "remote"]
+        self._programs = [f"{kind}:{rest}" for kind, rest in kinds if kind != "remote"]
+
+    def __repr__(self) -> str:
+        return f"<AllowList {len(self._programs)} programs, {len(self._addresses)} addresses>"
+
+    def covers(self, resource: McpServerResource) -> bool:
+        """Whether it may be added without approval. Servers elsewhere may, unless the operator lists addresses."""
+        if not runs_here(resource):
+            return not self._addresses or any(_is_at(resource.url or "", each) for each in self._addresses)
+        named = any(fnmatchcase(each, pattern) for each in subjects(resource) for pattern in self._programs)
+        return named and not _goes_further(resource)
+
+
+def _is_at(url: str, pattern: str) -> bool:
+    """A `*` in the host stands for nothing beyond it: `https://*.example.com/*` is no pattern for other hosts."""
+    here, there = urlsplit(url), urlsplit(pattern)
+    return (
+        here.scheme == there.scheme
+        and fnmatchcase(here.netloc.lower(), there.netloc.lower())
+        and (there.path in ("", "/*") or fnmatchcase(here.path, there.path))
+    )
+
+
+def _goes_further(resource: McpServerResource) -> bool:
+    if resource.docker_image is None:
+        return any(_STEERING.fullmatch(name) for name in resource.env)
+    others = [each for each in resource.docker_volumes if not each.startswith(f"{_OWN_VOLUME}{resource.name}-")]
+    return bool(others or resource.docker_network not in (None, INTERNET, NONE) or resource.docker_secrets)
+
+
+def what_it_is(resource: McpServerResource) -> list[str]:
+    """What a person approves, a line each. A secret is a name; no value of one is in a resource."""
+    if resource.docker_image is not None:
+        runs = f"runs the container image {resource.docker_image}"
+    elif resource.url is not None:
+        runs = f"connects to {resource.url}"
+    else:
+        runs = f"runs on this machine: {' '.join([resource.command or '', *resource.args])}"
+    told = [f"name: {resource.name}", runs]
+    if resource.docker_image is not None:
+        told += [f"arguments: {' '.join(resource.args)}"] if resource.args else []
+        told.append(f"network: {resource.docker_network or INTERNET}")
+        told += [f"folders and volumes: {', '.join(resource.docker_volumes)}"] if resource.docker_volumes else []
+    else:
+        told += ["network: that of this machine"] if runs_here(resource) else []
+    told += [f"variables: {', '.join(sorted(resource.env))}"] if resource.env else []
+    return told
