@@ -7,10 +7,12 @@ something else: folders of this machine, other networks, variables that tell a p
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from composition.clients.secret_values import has_secret_name
 from providers.container_keys import INTERNET, NONE
 from providers.resource import McpServerResource
 
@@ -91,19 +93,21 @@ def _goes_further(resource: McpServerResource) -> bool:
 
 
 def what_it_is(resource: McpServerResource) -> list[str]:
-    """What a person approves, a line each. A secret is a name; no value of one is in a resource."""
-    if resource.docker_image is not None:
-        runs = f"runs the container image {resource.docker_image}"
-    elif resource.url is not None:
-        runs = f"connects to {resource.url}"
-    else:
-        runs = f"runs on this machine: {' '.join([resource.command or '', *resource.args])}"
-    told = [f"name: {resource.name}", runs]
-    if resource.docker_image is not None:
-        told += [f"arguments: {' '.join(resource.args)}"] if resource.args else []
+    """What a person approves, a line each, quoted so that no text of a stranger's looks like one of ours. A value that
+    may be secret is not shown."""
+    told = [f"name: {resource.name}"]
+    if resource.url is not None:
+        told.append(f"connects to {shlex.quote(resource.url)}")
+    elif resource.docker_image is not None:
+        told.append(f"runs the container image {shlex.quote(resource.docker_image)}")
+        told += [f"arguments: {shlex.join(resource.args)}"] if resource.args else []
         told.append(f"network: {resource.docker_network or INTERNET}")
-        told += [f"folders and volumes: {', '.join(resource.docker_volumes)}"] if resource.docker_volumes else []
+        told += [f"folders and volumes: {shlex.join(resource.docker_volumes)}"] if resource.docker_volumes else []
     else:
-        told += ["network: that of this machine"] if runs_here(resource) else []
-    told += [f"variables: {', '.join(sorted(resource.env))}"] if resource.env else []
+        told.append(f"runs on this machine, with its network: {shlex.join([resource.command or '', *resource.args])}")
+    told += [f"variables: {shlex.join(_shown(*each) for each in sorted(resource.env.items()))}"] if resource.env else []
     return told
+
+
+def _shown(name: str, value: str) -> str:
+    return name if has_secret_name(name) or "${secret:" in value else f"{name}={value}"

@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio.to_thread
+
 from composition.discovery.cache import DocumentCache, cache_folder
 from composition.discovery.catalog_resources import Given
 from composition.discovery.catalog_search import ranked
@@ -54,7 +56,8 @@ class Finder:
         return await load(self._settings.catalogs, self._cache)
 
     async def _in_catalogs(self, words: str, limit: int) -> list[Found]:
-        return ranked((await self._shelf()).servers(), words)[:limit]
+        shelf = await self._shelf()
+        return await anyio.to_thread.run_sync(lambda: ranked(shelf.servers(), words)[:limit])  # hundreds of entries
 
     async def _in_registry(self, words: str, limit: int) -> list[Found]:
         answer = await self._registry.search(words, limit)

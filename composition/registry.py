@@ -216,6 +216,8 @@ class Registry(View):
     def stopped(self) -> None:
         """The task group of `run` ended."""
         self._tasks = None
+        for name in self._of_sessions.names:
+            self._unmount(name)
 
     async def _tick(self) -> None:
         while True:

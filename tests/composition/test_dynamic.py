@@ -11,13 +11,15 @@ from tests.helpers.adding import NO, YES, add, called, changes, names, problem, 
 from tests.helpers.clients import HANDSHAKE, NEWEST, HandClient, Refused
 from tests.helpers.processes import eventually
 
-pytestmark = [pytest.mark.core, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
+core = pytest.mark.core  # but for what FastMCP 3.4 has no clients for
 
 VERSIONS = (HANDSHAKE, NEWEST) if MODERN else (HANDSHAKE,)
 ALLOWED = {"dynamic_allow": ["pypi:mcp-server-*"]}
 Patch = pytest.MonkeyPatch
 
 
+@core
 async def test_a_server_is_found_added_used_and_removed(tmp_path: Path, monkeypatch: Patch) -> None:
     async with (
         shop(tmp_path, monkeypatch, **ALLOWED) as gateway,
@@ -36,7 +38,7 @@ async def test_a_server_is_found_added_used_and_removed(tmp_path: Path, monkeypa
         name = called(await add(bob, "echo"))
         assert name.startswith("echo-")
         await bob.until(lambda: changes(bob) == 1)
-        assert await names(bob) == ["all", name, "gateway"] or name in await names(bob)
+        assert await names(bob) == sorted(["all", name, "gateway"])
         answer = await bob.call(f"{name}_echo", text="hello")
         assert "hello" in answer["content"][0]["text"]
         through = await bob.call("gateway_call_tool", name=f"{name}_echo", arguments={"text": "hello"})
@@ -80,6 +82,7 @@ async def refusal(one: HandClient, method: str, params: dict[str, str]) -> str:
         return str(error.error)
 
 
+@core
 async def test_it_goes_with_its_session(tmp_path: Path, monkeypatch: Patch) -> None:
     async with shop(tmp_path, monkeypatch, **ALLOWED) as gateway:
         registry = gateway.served.gateway.registry
@@ -113,6 +116,7 @@ async def test_one_of_a_client_without_a_session_is_its_users_and_goes_when_unus
         assert changes(ada) == 0
 
 
+@core
 async def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: Patch) -> None:
     async with (
         shop(tmp_path, monkeypatch, **ALLOWED) as gateway,
@@ -130,6 +134,7 @@ async def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch:
         assert await names(bob) == ["all", "gateway"]
 
 
+@core
 async def test_a_session_has_so_many_servers_at_most(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr("composition.adding.MAX_SERVERS", 1)
     async with (
@@ -145,6 +150,7 @@ async def test_a_session_has_so_many_servers_at_most(tmp_path: Path, monkeypatch
 # ------------------------------------------------------------------------------------------------ who may add what
 
 
+@core
 @pytest.mark.parametrize("era", VERSIONS)
 async def test_an_operator_approves_what_no_pattern_allows(era: str, tmp_path: Path, monkeypatch: Patch) -> None:
     async with shop(tmp_path, monkeypatch) as gateway, gateway.client("ada", era) as ada:
@@ -159,6 +165,7 @@ async def test_an_operator_approves_what_no_pattern_allows(era: str, tmp_path: P
         assert "hello" in str(await ada.call("echo_echo", text="hello"))
 
 
+@core
 @pytest.mark.parametrize("era", VERSIONS)
 async def test_nobody_is_asked_who_cannot_be(era: str, tmp_path: Path, monkeypatch: Patch) -> None:
     async with shop(tmp_path, monkeypatch) as gateway, gateway.client("ada", era, capabilities={}) as ada:
@@ -166,6 +173,7 @@ async def test_nobody_is_asked_who_cannot_be(era: str, tmp_path: Path, monkeypat
         assert await names(ada) == ["all", "gateway"]
 
 
+@core
 async def test_others_add_only_what_a_pattern_allows(tmp_path: Path, monkeypatch: Patch) -> None:
     async with (
         shop(tmp_path, monkeypatch, dynamic_allow=["pypi:mcp-server-e*", "pypi:mcp-server-steered"]) as gateway,
@@ -180,6 +188,7 @@ async def test_others_add_only_what_a_pattern_allows(tmp_path: Path, monkeypatch
 # ------------------------------------------------------------------------------------------------ secrets, values
 
 
+@core
 @pytest.mark.parametrize("era", VERSIONS)
 async def test_a_secret_comes_from_the_user_and_is_never_shown(era: str, tmp_path: Path, monkeypatch: Patch) -> None:
     async with shop(tmp_path, monkeypatch, **ALLOWED) as gateway, gateway.client("bob", era) as bob:
@@ -205,6 +214,7 @@ async def test_a_secret_comes_from_the_user_and_is_never_shown(era: str, tmp_pat
         assert not [each for each in secrets.names() if each[2] == "memory"]
 
 
+@core
 async def test_it_is_configured_anew_or_stays_as_it_was(tmp_path: Path, monkeypatch: Patch) -> None:
     async with shop(tmp_path, monkeypatch, **ALLOWED) as gateway, gateway.client("bob", HANDSHAKE) as bob:
         registry = gateway.served.gateway.registry
@@ -219,6 +229,7 @@ async def test_it_is_configured_anew_or_stays_as_it_was(tmp_path: Path, monkeypa
         assert "There is no server" in problem(await bob.call("gateway_configure_server", name="all"))
 
 
+@core
 async def test_with_the_scope_gateway_it_is_kept_as_its_users(tmp_path: Path, monkeypatch: Patch) -> None:
     store = f"sqlite://{tmp_path / 'servers.db'}"
     async with (
