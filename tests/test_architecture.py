@@ -37,7 +37,7 @@ FLOORS = (
     ("composition.api.adapters", "composition.api.status", "composition.api.logs", "composition.api.tools"),
     ("composition.api.access", "composition.api.remote_urls", "composition.api.preconditions"),
     ("composition.api.shapes", "composition.api.requests"),
-    ("composition.api.problems", "composition.api.masks"),
+    ("composition.api.masks",),
     (
         "composition.gateway",
         "composition.guard",
@@ -95,12 +95,11 @@ FLOORS = (
     ),
     ("composition.discovery.catalog_form",),
     ("composition.discovery.catalog", "composition.discovery.cache", "composition.discovery.found"),
-    ("composition.auth_settings",),
+    ("composition.auth_settings", "composition.api.problems"),
     (
         "composition.tables",
         "composition.discovery.catalog_document",
         "composition.discovery.templates",
-        "composition.api",
         "composition.discovery.registry_document",
     ),
     # ------------------------------------------- composition may import providers; providers never import composition
