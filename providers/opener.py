@@ -14,7 +14,7 @@ from providers.client import open_session
 from providers.connection import Key, PooledConnection
 from providers.errors import BackendUnavailable
 from providers.resource import Isolation
-from providers.wire import opened_for
+from providers.wire import opened_by, opened_for
 
 
 class Opener:
@@ -37,6 +37,7 @@ class Opener:
         target, resource = connection.target, connection.target.resource
         timeouts = resource.timeouts
         opened_for.set(connection.key.whose)
+        opened_by.set(connection.opener.identity)
         first = not any(known[:2] == target.key for known in self._eras)
         opening = open_session(
             resource,

@@ -42,6 +42,10 @@ opened_for: ContextVar[str] = ContextVar("apollos_opened_for", default="shared")
 """Whose the wire is that is being opened: a client session, a user, everybody (`shared`) or one call. The pool sets it;
 only a way to reach a server that keeps one backend for several wires asks."""
 
+opened_by: ContextVar[Identity | None] = ContextVar("apollos_opened_by", default=None)
+"""Who caused it to be opened; set with `opened_for`. What is sent over a shared wire between calls is nobody's, but a
+replica lets nobody in who is not somebody."""
+
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The cap on one message from a backend, the same over every wire."""
 

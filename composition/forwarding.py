@@ -1,0 +1,172 @@
+"""Sends a request on to the replica that it belongs to: the one that has its session, or its parked call.
+
+ASGI middleware between FastMCP's authentication and its MCP endpoint; `http` puts it there where there are several
+replicas. The session ids and states that clients hold begin with the replica that gave them out, so a request of our
+own is known without asking anybody. Another one goes there as it is, with the client's own token, which is verified
+there again; both bodies are streamed, and a client that goes away ends both requests. What was sent on once is not sent
+on again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import anyio
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from yarl import URL
+
+from composition.guard import MAX_BODY_BYTES
+from composition.replica_auth import is_of_replica
+from composition.replicas import Replicas
+from providers import lines
+from providers.endpoint import Endpoint, HttpResponse
+from providers.errors import BackendError
+from providers.resource import McpServerResource, TransportType
+from providers.wire import MAX_MESSAGE_BYTES
+
+logger = logging.getLogger(__name__)
+
+SESSION, SENT_ON = b"mcp-session-id", b"apollos-sent-on"
+_STATE = b'"requestState"'
+_OF_ONE_HOP = frozenset(
+    (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization")
+)
+_NOT_SENT_ON = _OF_ONE_HOP | {b"host", b"content-length", b"expect", b"origin"}
+"""Of a request's headers. Its Origin was checked here."""
+
+
+class Forwarding:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, replicas: Replicas) -> None:
+        self._app, self._replicas = app, replicas
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith("/mcp"):
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        session = headers.get("mcp-session-id")
+        may_send_on = _may_send_on(scope, headers)
+        if session is not None:
+            url = await self._replicas.elsewhere(session) if may_send_on else None
+            if url is not None:
+                return await self._send_on(url, scope, receive, send)
+            scope = _renamed(scope, self._replicas.unmarked(session))
+        elif may_send_on and scope["method"] == "POST" and lines.is_modern_version(headers.get("mcp-protocol-version")):
+            body, receive = await _read(receive)
+            url = await self._of_state(body)
+            if url is not None:
+                return await self._send_on(url, scope, receive, send)
+        return await self._app(scope, receive, self._marking(send))
+
+    async def _of_state(self, body: bytes) -> str | None:
+        """Where the call of a retry is parked."""
+        if _STATE not in body:
+            return None
+        try:
+            params = from_json(body).get("params")
+            state = params.get("requestState") if isinstance(params, dict) else None
+        except (ValueError, AttributeError):  # not ours to complain of
+            return None
+        return await self._replicas.elsewhere(state) if isinstance(state, str) else None
+
+    def _marking(self, send: Send) -> Send:
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [
+                    (name, self._replicas.marked(value.decode("latin-1")).encode("latin-1"))
+                    if name.lower() == SESSION
+                    else (name, value)
+                    for name, value in message.get("headers", ())
+                ]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return marked
+
+    async def _send_on(self, url: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body, receive = await _read(receive)
+        query = scope["query_string"].decode("latin-1")
+        target = URL(f"{url}{scope['path']}{'?' + query if query else ''}")
+        endpoint = Endpoint(_replica_at(url), self._replicas.client, MAX_MESSAGE_BYTES)
+        has_begun = False
+
+        async def pass_on() -> None:
+            nonlocal has_begun
+            async with endpoint.request(scope["method"], _headers(scope), body or None, url=target) as response:
+                await send(_start_of(response))
+                has_begun = True
+                while chunk := await endpoint.next_chunk(response):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
+                await pass_on()
+                tasks.cancel_scope.cancel()
+        except* BackendError as failed:
+            logger.warning("a request was not sent on to another replica: %s", failed.exceptions[0])
+        if not has_begun:
+            await _gone()(scope, receive, send)
+
+
+def _may_send_on(scope: Scope, headers: Headers) -> bool:
+    """A request that came from another replica stays here; and one of nobody is refused here."""
+    user = scope.get("user")
+    token = getattr(user, "access_token", None)
+    is_refused = "authorization" in headers and token is None and "auth" in scope
+    return SENT_ON.decode() not in headers and not is_of_replica(token) and not is_refused
+
+
+def _renamed(scope: Scope, session: str) -> Scope:
+    others = [(name, value) for name, value in scope["headers"] if name != SESSION]
+    return {**scope, "headers": [*others, (SESSION, session.encode("latin-1", "replace"))]}
+
+
+async def _read(receive: Receive) -> tuple[bytes, Receive]:
+    """A whole body, and what gives it again to whoever comes next. It is bounded before, by the guard; what is too
+    large ends here, and is refused there."""
+    pieces, size, more = list[Message](), 0, True
+    while more and size <= MAX_BODY_BYTES:
+        message = await receive()
+        pieces.append(message)
+        size += len(message.get("body", b""))
+        more = bool(message.get("more_body", False))
+    body = b"".join(message.get("body", b"") for message in pieces)
+
+    async def again() -> Message:
+        return pieces.pop(0) if pieces else await receive()
+
+    return body, again
+
+
+async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    kept: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in kept if name not in _NOT_SENT_ON}
+    return headers | {SENT_ON.decode(): "1", "accept-encoding": "identity"}
+
+
+def _start_of(response: HttpResponse) -> Message:
+    headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _OF_ONE_HOP]
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
+
+
+def _gone() -> JSONResponse:
+    """The replica does not answer: to a client that is a session that has ended (2025-11-25, basic/transports)."""
+    error = {"code": -32001, "message": "Session not found"}
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, status_code=404)
+
+
+def _replica_at(url: str) -> McpServerResource:
+    return McpServerResource(name="replica", transport_type=TransportType.STREAMABLE_HTTP, url=url)
