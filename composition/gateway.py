@@ -26,6 +26,8 @@ from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
+from composition.view import View
+from composition.welcome import Welcome
 from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
@@ -108,19 +110,8 @@ class Gateway:
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
-        self.root = RootMiddleware(settings.name, self.registry)
-        self.mcp: FastMCP[Any] = DirectServer(
-            self.registry,
-            name=settings.name,
-            version=VERSION,
-            middleware=[self.root],
-            lifespan=self._lifespan,
-            auth=auth,
-            mask_error_details=True,
-        )
-        Relay(self.registry, self.pool).serve(self.mcp)
-        low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
-        verbatim.install(self.mcp)
+        self.root = RootMiddleware(self.registry)
+        self.mcp = self.front(self.registry, settings.name, lifespan=self._lifespan, auth=auth)
         self._http: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
@@ -128,6 +119,21 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<Gateway {self.settings.name!r} {self.state} {len(self.registry.mounts)} servers>"
+
+    def front(self, view: View, name: str, **options: Any) -> FastMCP[Any]:
+        """A server for clients, which find there what a view shows.
+
+        Args:
+            options: more of `FastMCP`.
+        """
+        welcome = Welcome(self.settings.name, view)
+        server = DirectServer(
+            view, name=name, version=VERSION, middleware=[self.root, welcome], mask_error_details=True, **options
+        )
+        Relay(view, self.pool).serve(server)
+        low_level.use_input_schema_lookup(server, view.input_schema)
+        verbatim.install(server)
+        return server
 
     # --- lifetimes
 

@@ -1,4 +1,5 @@
-"""The gateway over HTTP: `/mcp` for everything, `/livez` and `/readyz` for whoever watches the process.
+"""The gateway over HTTP: `/mcp` for everything, `/adapters/{name}/mcp` for one server alone, `/livez` and `/readyz` for
+whoever watches the process.
 
 FastMCP's application serves MCP, with Host and Origin checked on every request. The two probes answer before it, so
 they need no credentials and work under any Host. SIGTERM drains: probes say so, open calls end, then everything closes.
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from composition.alone import ServersAlone, serve_alone
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
@@ -38,16 +40,16 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: 
 
 
 def build_app(gateway: Gateway) -> ASGIApp:
-    """The ASGI application: probes, and MCP behind the Host and Origin guard."""
+    """The ASGI application: probes, and MCP for all servers and for each alone behind the Host and Origin guard."""
     guard = StarletteMiddleware(
         Guard,
         user=gateway.registry.identity,
         open_sessions=gateway.sessions.count,
         max_sessions=gateway.settings.max_sessions_per_user,
     )
-    mcp_app = gateway.mcp.http_app(
-        path=PATH, host_origin_protection=True, middleware=[guard], **_session_options(gateway)
-    )
+    sessions = _session_options(gateway)
+    mcp_app = gateway.mcp.http_app(path=PATH, host_origin_protection=True, middleware=[guard], **sessions)
+    serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:

@@ -1,8 +1,8 @@
 """A mount: one resource offered under its namespace, as a FastMCP sub-server of the registry.
 
 The sub-server's middleware is one list, outermost first: identity, store (access), docker, pool. It stands by itself,
-with the backend's own names; what is here gives its components the server's name in front, and enters it once for each
-call.
+with the backend's own names; what is here gives its components the names under which clients know them (`names`), and
+enters it once for each call.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fastmcp.resources.base import ResourceResult
 from fastmcp.server.dependencies import get_context
 from fastmcp.tools.base import ToolResult
 
+from composition.names import Names, Namespace
 from providers.backend import BackendProvider, complete
 from providers.caller import Caller, ClientSessions
 from providers.catalogue import Catalogue, Listing
@@ -46,8 +47,6 @@ from providers.resource import McpServerResource, can_access
 from providers.store import StoreMiddleware
 from providers.subscriptions import Subscriptions
 from providers.wire import OpenWire
-
-SEPARATOR = "_"
 
 _GENERATIONS = itertools.count(1)
 """One count for all mounts: a server that is removed and added again does not meet its own past."""
@@ -77,13 +76,12 @@ class Mount:
         parking: ParkingLot | None = None,
     ) -> None:
         self.resource = resource
+        self.namespace = Namespace(resource.name)
         self._sessions = sessions
         self._lookup = lookup
         self.target = self._new_target(resource, open_wire)
         self.catalogue = Catalogue(pool, lambda: self.target, on_change, refresh_interval)
-        self.subscriptions = Subscriptions(
-            pool, lambda: self.target, self._may_read, lambda uri: into_namespace(uri, resource.name)
-        )
+        self.subscriptions = Subscriptions(pool, lambda: self.target, self._may_read, self._uri_for)
         self.backend = BackendProvider(self.catalogue, lambda: self.resource, self._caller)
         self.server = DirectServer(
             self.backend,
@@ -95,7 +93,7 @@ class Mount:
                 PoolMiddleware(pool, sessions, lambda: self.target, parking),
             ],
         )
-        self._offers: WeakKeyDictionary[Offer, Offer] = WeakKeyDictionary()
+        self._offers: WeakKeyDictionary[Offer, dict[Names, Offer]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"<Mount {self.resource.name} generation {self.target.generation}>"
@@ -123,6 +121,10 @@ class Mount:
     def _may_read(self, identity: Identity) -> bool:
         resource = self._lookup(self.resource.name)
         return resource is not None and resource.is_enabled and can_access(resource, identity.user_id, identity.roles)
+
+    def _uri_for(self, caller: Caller, own: str) -> str:
+        """As this client knows one of the backend's URIs: it may have come for this server alone."""
+        return own if caller.server else self.namespace.uri(own)
 
     def _caller(self) -> Caller:
         identity = current_identity()
@@ -159,85 +161,81 @@ class Mount:
         return completion
 
     async def subscribe(self, listener: Listener, uri: str) -> None:
-        """Have a listener told when the resource at a URI within the namespace is updated; see `Subscriptions`."""
-        inner = out_of_namespace(uri)
+        """Have a listener told when the resource at one of the backend's own URIs is updated; see `Subscriptions`."""
         await self.server.enter(
-            "resources/subscribe", {"uri": inner}, lambda: self.subscriptions.subscribe(listener, inner)
+            "resources/subscribe", {"uri": uri}, lambda: self.subscriptions.subscribe(listener, uri)
         )
 
     def unsubscribe(self, listener: Listener, uri: str) -> None:
-        self.subscriptions.unsubscribe(listener, out_of_namespace(uri))
+        self.subscriptions.unsubscribe(listener, uri)
 
-    # --- under the namespace
+    # --- under the names that clients use
 
-    def offer(self, listing: Listing) -> Offer:
-        """A listing's components under the server's name; made once for each."""
-        inner = self.backend.offer(listing)
-        offer = self._offers.get(inner)
-        if offer is None:
-            offer = self._offers[inner] = self._namespaced(inner)
-        return offer
+    def offer(self, listing: Listing, names: Names | None = None) -> Offer:
+        """A listing's components; made once for each way of naming.
 
-    def _namespaced(self, inner: Offer) -> Offer:
-        name, offer = self.resource.name, Offer()
+        Args:
+            names: those of the namespace, if none are given.
+        """
+        inner, names = self.backend.offer(listing), names or self.namespace
+        known = self._offers.setdefault(inner, {})
+        if names not in known:
+            known[names] = self._named(inner, names)
+        return known[names]
+
+    def _named(self, inner: Offer, names: Names) -> Offer:
+        offer = Offer()
         for tool in inner.tools.values():
-            public = f"{name}{SEPARATOR}{tool.name}"
-            offer.tools[public] = OfferedTool.of(tool.form | {"name": public}, self._tool_caller(tool.name))
+            public = names.name(tool.name)
+            offer.tools[public] = OfferedTool.of(tool.form | {"name": public}, self._tool_caller(tool.name, names))
         for resource in inner.resources.values():
-            uri = into_namespace(resource.form["uri"], name)
-            offer.resources[uri] = self.resource_at(uri, resource.form)
+            own = resource.form["uri"]
+            offer.resources[names.uri(own)] = self.resource_at(own, names, resource.form)
         for template in inner.templates.values():
-            uri = into_namespace(template.form["uriTemplate"], name)
+            uri = names.uri(template.form["uriTemplate"])
             offer.templates[uri] = OfferedTemplate.of(template.form | {"uriTemplate": uri})
         for prompt in inner.prompts.values():
-            public = f"{name}{SEPARATOR}{prompt.name}"
-            offer.prompts[public] = OfferedPrompt.of(prompt.form | {"name": public}, self._prompt_getter(prompt.name))
+            public = names.name(prompt.name)
+            get = self._prompt_getter(prompt.name, names)
+            offer.prompts[public] = OfferedPrompt.of(prompt.form | {"name": public}, get)
         return offer
 
-    def unlisted_tool(self, name: str, why: BackendError | None) -> OfferedTool:
+    def unlisted_tool(self, name: str, names: Names, why: BackendError | None) -> OfferedTool:
         """A tool that cannot be looked up, as the backend is not to be had: calling it says why. The attempt to list it
         was this call's attempt; where there was none, the call makes it."""
-        call = _refusing(why) if why else self._tool_caller(name)
-        return OfferedTool.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, call)
+        call = _refusing(why) if why else self._tool_caller(name, names)
+        return OfferedTool.of({"name": names.name(name)}, call)
 
-    def unlisted_prompt(self, name: str, why: BackendError | None) -> OfferedPrompt:
-        get = _refusing(why) if why else self._prompt_getter(name)
-        return OfferedPrompt.of({"name": f"{self.resource.name}{SEPARATOR}{name}"}, get)
+    def unlisted_prompt(self, name: str, names: Names, why: BackendError | None) -> OfferedPrompt:
+        get = _refusing(why) if why else self._prompt_getter(name, names)
+        return OfferedPrompt.of({"name": names.name(name)}, get)
 
-    def resource_at(self, uri: str, form: Json | None = None) -> OfferedResource:
-        """The resource at a URI within the namespace. A backend may serve what it does not list."""
-        inner = out_of_namespace(uri)
-        return OfferedResource.of((form or {"name": uri}) | {"uri": uri}, self._resource_reader(inner))
+    def resource_at(self, own: str, names: Names, form: Json | None = None) -> OfferedResource:
+        """The resource at one of the backend's own URIs. A backend may serve what it does not list."""
+        uri = names.uri(own)
+        return OfferedResource.of((form or {"name": uri}) | {"uri": uri}, self._resource_reader(own, names))
 
-    def _tool_caller(self, name: str) -> Callable[[Json], Any]:
+    def _tool_caller(self, name: str, names: Names) -> Callable[[Json], Any]:
         async def call(arguments: Json) -> ToolResult:
             result = await self.server.call_tool(name, arguments)
-            if isinstance(result, RawToolResult) and "content" in result.raw:
-                content = [_namespaced_content(item, self.resource.name) for item in result.raw["content"]]
-                return RawToolResult.of(result.raw | {"content": content})
-            return result
+            return RawToolResult.of(names.tool_result(result.raw)) if isinstance(result, RawToolResult) else result
 
         return call
 
-    def _resource_reader(self, uri: str) -> Callable[[], Any]:
+    def _resource_reader(self, uri: str, names: Names) -> Callable[[], Any]:
         async def read() -> ResourceResult:
             result = await self.server.read_resource(uri)
             if isinstance(result, RawResourceResult):
-                contents = [_namespaced_uri(item, self.resource.name) for item in result.raw.get("contents", [])]
-                return RawResourceResult.of(result.raw | {"contents": contents})
+                return RawResourceResult.of(names.resource_result(result.raw))
             return result
 
         return read
 
-    def _prompt_getter(self, name: str) -> Callable[[Json | None], Any]:
+    def _prompt_getter(self, name: str, names: Names) -> Callable[[Json | None], Any]:
         async def get(arguments: Json | None) -> PromptResult:
             result = await self.server.render_prompt(name, arguments)
             if isinstance(result, RawPromptResult):
-                messages = [
-                    message | {"content": _namespaced_content(message.get("content"), self.resource.name)}
-                    for message in result.raw.get("messages", [])
-                ]
-                return RawPromptResult.of(result.raw | {"messages": messages})
+                return RawPromptResult.of(names.prompt_result(result.raw))
             return result
 
         return get
@@ -248,43 +246,3 @@ def _refusing(why: BackendError) -> Callable[[Any], Any]:
         raise why.again()
 
     return refuse
-
-
-def into_namespace(uri: str, server: str) -> str:
-    """`scheme://path` as `scheme://server/path`. Any other URI keeps all that follows its scheme, colon included, so
-    that the way back is exact: `urn:a:b` is `urn://server/:a:b`, and `x://:80` is `x://server/://:80`."""
-    scheme, _, rest = uri.partition(":")
-    if rest.startswith("//") and not rest.startswith("//:"):
-        return f"{scheme}://{server}/{rest[2:]}"
-    return f"{scheme}://{server}/:{rest}"
-
-
-def out_of_namespace(uri: str) -> str:
-    """The backend's own URI for one within its namespace."""
-    scheme, _, rest = uri.partition("://")
-    _, _, path = rest.partition("/")
-    return f"{scheme}{path}" if path.startswith(":") else f"{scheme}://{path}"
-
-
-def server_of(uri: str) -> str:
-    """The server that a URI within the registry belongs to."""
-    return uri.partition("://")[2].partition("/")[0]
-
-
-def _namespaced_uri(item: Any, server: str) -> Any:
-    if isinstance(item, dict) and isinstance(item.get("uri"), str):
-        return item | {"uri": into_namespace(item["uri"], server)}
-    return item
-
-
-def _namespaced_content(item: Any, server: str) -> Any:
-    """A content block whose URIs can be read through the gateway."""
-    if not isinstance(item, dict):
-        return item
-    match item.get("type"):
-        case "resource_link":
-            return _namespaced_uri(item, server)
-        case "resource":
-            return item | {"resource": _namespaced_uri(item.get("resource"), server)}
-        case _:
-            return item

@@ -1,30 +1,26 @@
-"""The registry: the FastMCP provider that holds the mounts. The mounted namespace is the unified tool registry.
+"""The registry: it holds the mounts, and is the view of all. The mounted namespace is the unified tool registry.
 
 The root server asks here. Names are routed by an exact look-up of what stands before the first underscore, so any
-number of servers costs the same, and what the caller may not read is not found. Lists come from the mounts' catalogues,
-all at once, each within its own deadline. `run` keeps the mounts equal to the store, live.
+number of servers costs the same, and what the caller may not read is not found. `run` keeps the mounts equal to the
+store, live.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
-from fastmcp.prompts.base import Prompt
-from fastmcp.resources.base import Resource
-from fastmcp.resources.template import ResourceTemplate
 from fastmcp.server.dependencies import get_context
-from fastmcp.server.providers import Provider
-from fastmcp.tools.base import Tool
 
-from composition.mount import SEPARATOR, Mount, server_of
+from composition.mount import Mount
+from composition.names import SEPARATOR, Names, out_of_namespace, server_of
+from composition.view import Found, View
 from providers.caller import Caller, ClientSessions
-from providers.catalogue import KINDS, Listing
-from providers.components import Offer
+from providers.catalogue import KINDS
 from providers.errors import NotAuthenticated
 from providers.identity import Identity, resolve_identity
 from providers.listener import Listeners
@@ -39,13 +35,11 @@ logger = logging.getLogger(__name__)
 _TELL_SECONDS = 1.0
 """How long a client waits until the servers that it uses have been told of its log level."""
 
-Component = TypeVar("Component")
-
 _ANNOUNCE_PAUSE = 0.05
 """Seconds in which changes are gathered into one notification."""
 
 
-class Registry(Provider):
+class Registry(View):
     """Mounts by name.
 
     Args:
@@ -69,7 +63,8 @@ class Registry(Provider):
         super().__init__()
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
         self._refresh_interval, self._when_used, self._parking = refresh_interval, when_used, parking
-        self.listeners = Listeners(sessions)
+        self._listeners = Listeners(sessions)
+        self.on_unmount: list[Callable[[str], None]] = []
         self._mounts: dict[str, Mount] = {}
         self._resources: Snapshot = {}
         self._changes: dict[tuple[str, str | None], set[str]] = {}
@@ -120,6 +115,8 @@ class Registry(Provider):
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
         mount.subscriptions.close()
+        for callback in self.on_unmount:
+            callback(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)
         if self._parking is not None:
             self._parking.end_server(name)
@@ -189,16 +186,18 @@ class Registry(Provider):
 
     # --- requests
 
-    def identity(self) -> Identity:
-        """As whom the current request is made.
+    @property
+    def listeners(self) -> Listeners:
+        return self._listeners
 
-        Raises:
-            NotAuthenticated: it has no verified principal.
-        """
+    def identity(self) -> Identity:
         return resolve_identity(self._local)
 
     async def caller(self) -> Caller | None:
-        """Who makes the current request; None for one without a verified principal, who sees nothing."""
+        return await self.caller_for(None)
+
+    async def caller_for(self, server: str | None) -> Caller | None:
+        """Who makes the current request, which came for one server, or for all (None)."""
         await self._when_used()
         try:
             identity = self.identity()
@@ -208,20 +207,27 @@ class Registry(Provider):
             context = get_context()
         except RuntimeError:
             context = None
-        return self._sessions.caller(context, identity)
+        return self._sessions.caller(context, identity, server)
 
-    def readable(self, caller: Caller | None) -> list[Mount]:
-        """The mounts that a caller may see, by name."""
-        if caller is None:
-            return []
-        return [mount for _, mount in sorted(self._mounts.items()) if _may_read(mount.resource, caller.identity)]
+    def readable(self, identity: Identity) -> list[Mount]:
+        return [mount for _, mount in sorted(self._mounts.items()) if _may_read(mount.resource, identity)]
 
-    def route(self, name: str, caller: Caller | None) -> Mount | None:
-        """The mount of a server, if this caller may read it."""
-        mount = self._mounts.get(name)
-        if mount is None or caller is None or not _may_read(mount.resource, caller.identity):
-            return None
-        return mount
+    def mount_of(self, server: str, identity: Identity) -> Mount | None:
+        """The mount of a server, if this user may read it."""
+        mount = self._mounts.get(server)
+        return mount if mount is not None and _may_read(mount.resource, identity) else None
+
+    def names(self, mount: Mount) -> Names:
+        return mount.namespace
+
+    def find(self, name: str, identity: Identity) -> Found | None:
+        server, _, own = name.partition(SEPARATOR)
+        mount = self.mount_of(server, identity)
+        return (mount, own) if mount else None
+
+    def find_uri(self, uri: str, identity: Identity) -> Found | None:
+        mount = self.mount_of(server_of(uri), identity)
+        return (mount, out_of_namespace(uri)) if mount else None
 
     async def want_log_level(self, level: str) -> None:
         """The current caller asked for log messages of this level and above. Its open connections are told at once,
@@ -235,85 +241,6 @@ class Registry(Provider):
                     if connection.session is not None and connection.serves_session(caller.session):
                         telling.start_soon(connection.session.want_log_level, caller, level)
 
-    async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
-        caller = await self.caller()
-        mounts = self.readable(caller)
-        if caller is None:
-            return []
-        listings: dict[str, Listing | None] = {}
-        late = []
-        for mount in mounts:
-            listings[mount.resource.name] = listing = mount.catalogue.peek(caller)
-            if listing is None:
-                late.append(mount)
-            else:
-                mount.catalogue.renew_if_stale(caller)
-        if late:
-            await _ask_all(late, caller, listings)
-        return [
-            component
-            for mount in mounts
-            if (listing := listings[mount.resource.name])
-            for component in pick(mount.offer(listing)).values()
-        ]
-
-    async def _list_tools(self) -> Sequence[Tool]:
-        return await self._list(lambda offer: offer.tools)
-
-    async def _list_resources(self) -> Sequence[Resource]:
-        return await self._list(lambda offer: offer.resources)
-
-    async def _list_resource_templates(self) -> Sequence[ResourceTemplate]:
-        return await self._list(lambda offer: offer.templates)
-
-    async def _list_prompts(self) -> Sequence[Prompt]:
-        return await self._list(lambda offer: offer.prompts)
-
-    async def _get_tool(self, name: str, version: Any = None) -> Tool | None:
-        caller = await self.caller()
-        server, _, inner = name.partition(SEPARATOR)
-        mount = self.route(server, caller)
-        if mount is None or caller is None:
-            return None
-        listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        if listing is None:
-            return mount.unlisted_tool(inner, mount.catalogue.error(caller))
-        return mount.offer(listing).tools.get(name)
-
-    async def _get_prompt(self, name: str, version: Any = None) -> Prompt | None:
-        caller = await self.caller()
-        server, _, inner = name.partition(SEPARATOR)
-        mount = self.route(server, caller)
-        if mount is None or caller is None:
-            return None
-        listing = mount.catalogue.peek(caller) or await mount.catalogue.get(caller)
-        if listing is None:
-            return mount.unlisted_prompt(inner, mount.catalogue.error(caller))
-        return mount.offer(listing).prompts.get(name)
-
-    async def _get_resource(self, uri: str, version: Any = None) -> Resource | None:
-        mount = self.route(server_of(uri), await self.caller())
-        return mount.resource_at(uri) if mount else None
-
-    async def _get_resource_template(self, uri: str, version: Any = None) -> ResourceTemplate | None:
-        return None
-
-    async def get_tasks(self) -> Sequence[Any]:
-        return []  # FastMCP asks at start, by listing everything; none of ours runs as a task
-
-    def input_schema(self, name: str) -> Mapping[str, Any] | None:
-        """A tool's input schema, as far as the caller may know it and it is in memory; the SDK checks headers by it."""
-        try:
-            identity = resolve_identity(self._local)
-        except NotAuthenticated:
-            return None
-        mount = self._mounts.get(name.partition(SEPARATOR)[0])
-        if mount is None or not _may_read(mount.resource, identity):
-            return None
-        listing = mount.catalogue.known_to(identity)
-        tool = mount.offer(listing).tools.get(name) if listing else None
-        return tool.parameters if tool else None
-
 
 @dataclass(frozen=True, slots=True)
 class _News:
@@ -323,12 +250,16 @@ class _News:
     before: Snapshot
     now: Snapshot
 
-    def concerning(self, identity: Identity) -> list[str]:
-        """The notifications for the sessions of one user, who hears only of what this user may or might read."""
+    def concerning(self, identity: Identity, server: str | None) -> list[str]:
+        """The notifications for the clients of one user, who hears only of what this user may or might read.
+
+        Args:
+            server: the one that the client came for; None: all.
+        """
         kinds = {
             kind
             for (name, user), kinds in self.changes.items()
-            if user in (None, identity.key) and self._could_read(name, identity)
+            if user in (None, identity.key) and server in (None, name) and self._could_read(name, identity)
             for kind in kinds
         }
         return [f"notifications/{kind}/list_changed" for kind in KINDS if kind in kinds]
@@ -336,16 +267,6 @@ class _News:
     def _could_read(self, name: str, identity: Identity) -> bool:
         records = (snapshot.get(name) for snapshot in (self.before, self.now))
         return any(record is not None and _may_read(record, identity) for record in records)
-
-
-async def _ask_all(late: list[Mount], caller: Caller, listings: dict[str, Listing | None]) -> None:
-    async def ask(mount: Mount) -> None:
-        patience = mount.resource.timeouts.list
-        listings[mount.resource.name] = await mount.catalogue.get(caller, patience)
-
-    async with anyio.create_task_group() as tasks:
-        for mount in late:
-            tasks.start_soon(ask, mount)
 
 
 def _may_read(resource: McpServerResource, identity: Identity) -> bool:

@@ -1,6 +1,6 @@
 """What clients send that FastMCP has no components for: completion, subscriptions, and news of their roots.
 
-The root server comes in with raw params (FastMCP 4.x; on 3.4 none of this is served). Each request is routed by the
+A front server comes in with raw params (FastMCP 4.x; on 3.4 none of this is served). Each request is routed by the
 name or URI in it, like a call, and runs within the sub-server's middleware. What may not be read answers like what does
 not exist.
 """
@@ -14,8 +14,8 @@ from anyio.abc import TaskGroup
 from fastmcp import FastMCP
 from fastmcp.exceptions import FastMCPError, NotFoundError
 
-from composition.mount import SEPARATOR, Mount, out_of_namespace, server_of
-from composition.registry import Registry
+from composition.mount import Mount
+from composition.view import Found, View
 from providers import lines, low_level
 from providers.caller import Caller
 from providers.catalogue import KINDS
@@ -36,14 +36,14 @@ _NOTHING: Json = {"completion": {"values": []}}
 
 
 class Relay:
-    def __init__(self, registry: Registry, pool: McpConnectionPool) -> None:
-        self._registry, self._pool = registry, pool
+    def __init__(self, view: View, pool: McpConnectionPool) -> None:
+        self._view, self._pool = view, pool
 
     def __repr__(self) -> str:
-        return f"<Relay of {self._registry!r}>"
+        return f"<Relay of {self._view!r}>"
 
     def serve(self, server: FastMCP[Any]) -> None:
-        """Have the root server's low-level messages answered here."""
+        """Have a front server's low-level messages answered here."""
         low_level.serve_others(
             server,
             {
@@ -59,18 +59,14 @@ class Relay:
 
     async def complete(self, request: Any, params: Json) -> Json:
         """Suggestions for an argument, from the server that the prompt or template belongs to."""
-        caller = await self._registry.caller()
-        reference = params["ref"]
-        if reference["type"] == "ref/prompt":
-            server, _, name = str(reference["name"]).partition(SEPARATOR)
-            inner = {"name": name}
-        else:
-            server, inner = server_of(str(reference["uri"])), {"uri": out_of_namespace(str(reference["uri"]))}
-        mount = self._registry.route(server, caller)
-        if mount is None:
+        caller, reference = await self._view.caller(), params["ref"]
+        key, find = ("name", self._view.find) if reference["type"] == "ref/prompt" else ("uri", self._view.find_uri)
+        found = find(str(reference[key]), caller.identity) if caller else None
+        if found is None:
             return _NOTHING
+        mount, own = found
         try:
-            return await mount.complete(params | {"ref": reference | inner})
+            return await mount.complete(params | {"ref": reference | {key: own}})
         except FastMCPError as error:
             raise _shown(error) from None
 
@@ -78,12 +74,13 @@ class Relay:
 
     async def subscribe(self, request: Any, params: Json) -> Json:
         """Have the client's session told when a resource is updated."""
-        uri, caller = str(params["uri"]), await self._registry.caller()
-        mount = self._registry.route(server_of(uri), caller)
-        if mount is None or caller is None or not caller.has_session:
+        uri, caller = str(params["uri"]), await self._view.caller()
+        found = self._view.find_uri(uri, caller.identity) if caller else None
+        if found is None or caller is None or not caller.has_session:
             raise _unknown_resource(uri)
+        mount, own = found
         try:
-            await mount.subscribe(self._registry.listeners.of_session(caller), uri)
+            await mount.subscribe(self._view.listeners.of_session(caller), own)
         except NotFoundError:
             raise _unknown_resource(uri) from None
         except FastMCPError as error:
@@ -92,11 +89,12 @@ class Relay:
 
     async def unsubscribe(self, request: Any, params: Json) -> Json:
         """End a subscription; that there is none is no error."""
-        uri, caller = str(params["uri"]), await self._registry.caller()
-        mount = self._registry.route(server_of(uri), caller)
-        listener = self._registry.listeners.find(caller) if caller else None
-        if mount is not None and listener is not None:
-            mount.unsubscribe(listener, uri)
+        uri, caller = str(params["uri"]), await self._view.caller()
+        found = self._view.find_uri(uri, caller.identity) if caller else None
+        listener = self._view.listeners.find(caller) if caller else None
+        if found is not None and listener is not None:
+            mount, own = found
+            mount.unsubscribe(listener, own)
         return {}
 
     # --- `subscriptions/listen` of a 2026-07-28 client
@@ -104,15 +102,15 @@ class Relay:
     async def listen(self, request: Any, params: Json) -> Json:
         """One stream: the acknowledgement, then what the client asked for and may hear, until one side ends it."""
         meta = {SUBSCRIPTION_META_KEY: request.request_id}
-        caller = await self._registry.caller()
+        caller = await self._view.caller()
         if caller is None:
             raise lines.mcp_error(_INVALID_PARAMS, "authentication is required")
-        asked, mounts = params["notifications"], self._mounts_of(params["notifications"], caller)
-        honored = dict.fromkeys(_flags(asked), True) | ({"resourceSubscriptions": list(mounts)} if mounts else {})
+        asked, found = params["notifications"], self._find_all(params["notifications"], caller)
+        honored = dict.fromkeys(_flags(asked), True) | ({"resourceSubscriptions": list(found)} if found else {})
         try:
-            with self._registry.listeners.stream(caller, frozenset(_flags(asked).values())) as listener:
+            with self._view.listeners.stream(caller, frozenset(_flags(asked).values())) as listener:
                 async with anyio.create_task_group() as tasks:
-                    joining = [_Joining(mount, listener, uri) for uri, mount in mounts.items()]
+                    joining = [_Joining(mount, listener, own, uri) for uri, (mount, own) in found.items()]
                     for each in joining:
                         tasks.start_soon(each.run)
                     with anyio.move_on_after(_TELL_SECONDS):  # who hears the acknowledgement counts on what comes next
@@ -129,21 +127,21 @@ class Relay:
             raise _shown(error) from None
         return {"_meta": meta}
 
-    def _mounts_of(self, asked: Json, caller: Caller) -> dict[str, Mount]:
+    def _find_all(self, asked: Json, caller: Caller) -> dict[str, Found]:
         """The resources that can be subscribed to, as far as is known, each with its server. One that may not be read
         is left out like one that does not exist."""
         uris = [str(uri) for uri in asked.get("resourceSubscriptions") or []]
         if len(uris) > MAX_SUBSCRIPTIONS:
             problem = f"one stream may name {MAX_SUBSCRIPTIONS:,} resources, and this one names {len(uris):,}"
             raise lines.mcp_error(_INVALID_PARAMS, problem)
-        routed = {uri: self._registry.route(server_of(uri), caller) for uri in uris}
-        return {uri: mount for uri, mount in routed.items() if mount and _takes_subscriptions(mount, caller)}
+        routed = {uri: self._view.find_uri(uri, caller.identity) for uri in uris}
+        return {uri: found for uri, found in routed.items() if found and _takes_subscriptions(found[0], caller)}
 
     # --- roots
 
     async def roots_changed(self) -> None:
         """The client's roots changed: the backends that are this client session's own are told, and no others."""
-        caller = await self._registry.caller()
+        caller = await self._view.caller()
         if caller is None or not caller.has_session:
             return
         async with anyio.create_task_group() as tasks:
@@ -169,14 +167,14 @@ class _Joining:
     era that is no error. A server that starts slowly is not waited for: if the stream is acknowledged before it is
     ready, something may be missed, and the client hears once that the resource was updated."""
 
-    def __init__(self, mount: Mount, listener: Listener, uri: str) -> None:
-        self._mount, self._listener, self._uri = mount, listener, uri
+    def __init__(self, mount: Mount, listener: Listener, own: str, uri: str) -> None:
+        self._mount, self._listener, self._own, self._uri = mount, listener, own, uri
         self.is_done = anyio.Event()
         self.is_late = False
 
     async def run(self) -> None:
         try:
-            await self._mount.subscribe(self._listener, self._uri)
+            await self._mount.subscribe(self._listener, self._own)
         except (FastMCPError, MCPError):
             return
         finally:

@@ -1,7 +1,6 @@
-"""The root server's middleware: what concerns all servers at once.
+"""The middleware of all front servers: what concerns all calls at once.
 
-It tells each client which servers it may use, remembers the client's log level, counts the calls under way, and
-refuses new ones while the gateway drains.
+It remembers each client's log level, counts the calls under way, and refuses new ones while the gateway drains.
 """
 
 from __future__ import annotations
@@ -12,25 +11,19 @@ import anyio
 from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
-from composition import capabilities
-from composition.mount import Mount
 from composition.registry import Registry
 from providers import lines, verbatim
 from providers.errors import GatewayError, ProtocolError
-from providers.identity import Identity
 from providers.lease import CALLS
 
-_MAX_PURPOSE = 300
-_MAX_INSTRUCTIONS = 16 * 1024
-"""Characters of one server's own instructions; no model reads more, and a client may refuse a longer welcome."""
 _SHUTTING_DOWN = "the gateway is shutting down. Connect again in a moment."
 _FAREWELL_SECONDS = 1.0
 """What a call that is ended gets to say so."""
 
 
 class RootMiddleware(Middleware):
-    def __init__(self, name: str, registry: Registry) -> None:
-        self._name, self._registry = name, registry
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._calls: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._is_draining = False
@@ -89,60 +82,3 @@ class RootMiddleware(Middleware):
             lines.remember_log_level(request, level)
             await self._registry.want_log_level(level)
         return result
-
-    async def on_initialize(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        if context.fastmcp_context is not None:
-            lines.remember_capabilities(context.fastmcp_context)
-        return await self._as_told(await call_next(context))
-
-    async def on_discover(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        return await self._as_told(await call_next(context))
-
-    async def _as_told(self, result: Any) -> Any:
-        """What the gateway says of itself: the servers of this user, and what can be had through it."""
-        if result is None or isinstance(result, dict):
-            return result
-        caller = await self._registry.caller()
-        mounts = [(mount, caller.identity) for mount in self._registry.readable(caller)] if caller else []
-        told = {
-            "instructions": instructions(self._name, mounts),
-            "capabilities": capabilities.honest(result.capabilities, mounts),
-        }
-        return result.model_copy(update=told)
-
-
-def instructions(name: str, mounts: list[tuple[Mount, Identity]]) -> str:
-    """What a model reads first: which servers there are for a user, and what each is for."""
-    if not mounts:
-        return f"{name}: no server is available to you at the moment."
-    servers = "\n".join(f"- {mount.resource.name}: {purpose(mount, identity)}" for mount, identity in mounts)
-    said = [(mount.resource.name, _own_instructions(mount, identity)) for mount, identity in mounts]
-    chapters = "".join(f"\n\n# How to use {server}\n\n{text}" for server, text in said if text)
-    return (
-        f"{name} offers the tools of several servers. A tool is named after its server: 'server_tool'. "
-        f"The servers:\n{servers}{chapters}"
-    )
-
-
-def _own_instructions(mount: Mount, identity: Identity) -> str:
-    """A server's own instructions word for word, where its line in the list does not hold them already."""
-    listing = mount.catalogue.known_to(identity)
-    text = str(listing.facts.get("instructions") or "") if listing else ""
-    return text[:_MAX_INSTRUCTIONS] if text != purpose(mount, identity) else ""
-
-
-def purpose(mount: Mount, identity: Identity) -> str:
-    """What a server is for: the operator's description, else what it has told this user of itself."""
-    listing = mount.catalogue.known_to(identity)
-    facts = listing.facts if listing else {}
-    info = facts.get("serverInfo") or {}
-    said = (
-        mount.resource.description
-        or facts.get("instructions")
-        or info.get("description")
-        or info.get("title")
-        or info.get("name")
-        or "no description"
-    )
-    text = " ".join(str(said).split())
-    return text if len(text) <= _MAX_PURPOSE else text[: _MAX_PURPOSE - 1] + "…"

@@ -27,6 +27,9 @@ from providers.log_levels import is_loud_enough
 
 logger = logging.getLogger(__name__)
 
+MethodsFor = Callable[[Identity, str | None], list[str]]
+"""The notifications that concern a user's client which came for one server, or for all (None)."""
+
 _ANNOUNCE_DEADLINE = 5.0
 MAX_QUESTIONS = 16
 """That a backend may have open at once."""
@@ -45,6 +48,8 @@ class Caller:
     has_session: bool = True
     is_modern: bool = False
     """The client speaks the 2026-07-28 era: it has no session and is not sent questions."""
+    server: str | None = None
+    """The one server that the client came for; None: for all of them."""
 
 
 class CallClock:
@@ -152,6 +157,7 @@ class ClientSessions:
     def __init__(self) -> None:
         self._keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._identities: dict[str, Identity] = {}
+        self._servers: dict[str, str | None] = {}
         self.on_end: list[Callable[[str], Awaitable[None]]] = []
 
     def __repr__(self) -> str:
@@ -160,17 +166,22 @@ class ClientSessions:
     def __len__(self) -> int:
         return len(self._identities)
 
-    def caller(self, context: Context | None, identity: Identity) -> Caller:
-        """The caller of the current request; a session that was not seen before is remembered until it ends."""
+    def caller(self, context: Context | None, identity: Identity, server: str | None = None) -> Caller:
+        """The caller of the current request; a session that was not seen before is remembered until it ends.
+
+        Args:
+            server: the one that the client came for, if it did not come for all; a session keeps its first.
+        """
         if context is None or (context.request_context is None and lines.session_owner(context) is None):
             return Caller(identity, f"process:{identity.key}", has_session=False)
         if lines.is_modern_request(context):
             declared = Capabilities.of(lines.declared_capabilities(context))
-            return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True)
+            return Caller(identity, f"user:{identity.key}", declared, has_session=False, is_modern=True, server=server)
         owner = lines.session_owner(context)
-        key = self._keys.get(owner) or self._remember(owner)
+        key = self._keys.get(owner) or self._remember(owner, server)
         self._identities[key] = identity
-        return Caller(identity, key, Capabilities.of(lines.declared_capabilities(context)))
+        declared = Capabilities.of(lines.declared_capabilities(context))
+        return Caller(identity, key, declared, server=self._servers.get(key))
 
     def count(self, identity: Identity) -> int:
         """How many sessions of a user are alive."""
@@ -180,12 +191,13 @@ class ClientSessions:
         """Whether the caller's session still lasts; who has none is always there."""
         return not caller.has_session or caller.session in self._identities
 
-    def _remember(self, owner: Any) -> str:
+    def _remember(self, owner: Any, server: str | None) -> str:
         key = f"session:{uuid4().hex}"
-        self._keys[owner] = key
+        self._keys[owner], self._servers[key] = key, server
 
         async def ended() -> None:
             self._identities.pop(key, None)
+            self._servers.pop(key, None)
             self._keys.pop(owner, None)
             for callback in self.on_end:
                 await callback(key)
@@ -210,13 +222,13 @@ class ClientSessions:
         if owner is not None and is_loud_enough(params.get("level"), lines.session_log_level(owner)):
             await self._tell(owner, ["notifications/message"], params)
 
-    async def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
-        """Send notifications without params to each session, as its user is concerned; a stuck client costs the others
-        nothing."""
+    async def announce(self, methods_for: MethodsFor) -> None:
+        """Send notifications without params to each session, as its user and the server that it came for are concerned;
+        a stuck client costs the others nothing."""
         async with anyio.create_task_group() as tasks:
             for owner, key in list(self._keys.items()):
                 identity = self._identities.get(key)
-                if identity is not None and (methods := methods_for(identity)):
+                if identity is not None and (methods := methods_for(identity, self._servers.get(key))):
                     tasks.start_soon(self._tell, owner, methods)
 
     async def _tell(self, owner: Any, methods: list[str], params: Json | None = None) -> None:

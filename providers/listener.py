@@ -16,7 +16,7 @@ from dataclasses import replace
 import anyio
 from anyio.abc import TaskGroup
 
-from providers.caller import Caller, ClientSessions
+from providers.caller import Caller, ClientSessions, MethodsFor
 from providers.errors import CallerError
 from providers.identity import Identity
 from providers.lines import Json
@@ -199,9 +199,9 @@ class Listeners:
             self._streams.discard(listener)
             listener.end()
 
-    def announce(self, methods_for: Callable[[Identity], list[str]]) -> None:
+    def announce(self, methods_for: MethodsFor) -> None:
         """Tell each stream which lists changed, as far as its user is concerned and wants to know."""
         for stream in list(self._streams):
-            for method in methods_for(stream.identity):
+            for method in methods_for(stream.identity, stream.caller.server):
                 if method in stream.kinds:
                     stream.tell(method, {})

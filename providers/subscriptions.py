@@ -43,7 +43,7 @@ class Subscriptions:
     Args:
         target: the current generation.
         may_read: whether this user may read the server now; asked again with each notification.
-        public: the URI by which clients know one of the backend's.
+        public: the URI by which a client knows one of the backend's.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Subscriptions:
         pool: McpConnectionPool,
         target: Callable[[], Target],
         may_read: Callable[[Identity], bool],
-        public: Callable[[str], str],
+        public: Callable[[Caller, str], str],
     ) -> None:
         self._pool, self._target, self._may_read, self._public = pool, target, may_read, public
         self._channels: dict[Key, Channel] = {}
@@ -170,7 +170,7 @@ class Subscriptions:
     def _tell(self, listeners: Iterable[Listener], uri: str, params: Json) -> None:
         for listener in listeners:
             if self._may_read(listener.identity):
-                listener.tell(UPDATED, params | {"uri": self._public(uri)})
+                listener.tell(UPDATED, params | {"uri": self._public(listener.caller, uri)})
 
     # --- one channel
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from composition.mount import into_namespace, out_of_namespace, server_of
+from composition.names import into_namespace, out_of_namespace, server_of
 from tests.helpers.fakes import Call, FakeBackend, Json, caller_of, no_waiting, text, tool
 from tests.helpers.house import OPERATOR, House, house_of
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from fastmcp.exceptions import ToolError
 
-from composition.root import instructions, purpose
+from composition.welcome import instructions, purpose
 from providers import lines
 from providers.identity import Identity
 from providers.lines import MCPError

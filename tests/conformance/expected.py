@@ -44,8 +44,9 @@ SCENARIOS = {
     ],
 }
 
-WAYS = ("direct", "http", "stdio")
-"""How the suite reaches the reference server: by itself; through the gateway, which reaches it over HTTP or stdio."""
+WAYS = ("direct", "http", "stdio", "alone")
+"""How the suite reaches the reference server: by itself; through the gateway, which reaches it over HTTP or stdio; at
+the gateway's address for that server alone."""
 
 FAILURES: dict[tuple[str, str], dict[str, str]] = {}
 """By way and protocol version: the scenarios that fail, and by which rule of the protocol."""

@@ -1,7 +1,7 @@
 """The official conformance suite against the reference server, directly and through the gateway.
 
 Through the gateway the server is mounted under its namespace, which a small relay takes away again, as the suite asks
-for fixed names. Each run is made once, when the first of its tests asks for it; each scenario is a test.
+for fixed names; or the server is asked for alone, and nothing stands between the suite and the gateway. Each run is made once, when the first of its tests asks for it; each scenario is a test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.conformance.expected import FAILURES, SCENARIOS, WAYS
 from tests.conformance.relay import relay
 from tests.conformance.suite import Outcome
 from tests.helpers.clients import NEWEST, connect_http
-from tests.helpers.gateway import gateway_process, patient_toml, remote
+from tests.helpers.gateway import alone, gateway_process, patient_toml, remote
 from tests.helpers.processes import START_TIMEOUT, http_server
 
 pytestmark = pytest.mark.timeout(600)  # the first test fetches the suite and the server
@@ -43,23 +43,32 @@ async def reached(way: str) -> AsyncIterator[str]:
         if way == "direct":
             yield server.url
         else:
-            async with behind_the_gateway(remote(server.url)) as url:
+            behind = alone_at_the_gateway if way == "alone" else behind_the_gateway
+            async with behind(remote(server.url)) as url:
                 yield url
 
 
 @asynccontextmanager
 async def behind_the_gateway(table: dict[str, Any]) -> AsyncIterator[str]:
     async with gateway_process(patient_toml({NAMESPACE: table})) as gateway, relay(gateway.url, NAMESPACE) as url:
-        await warm_up(gateway.url)
+        await warm_up(gateway.url, f"{NAMESPACE}_")
         yield url
 
 
-async def warm_up(url: str) -> None:
+@asynccontextmanager
+async def alone_at_the_gateway(table: dict[str, Any]) -> AsyncIterator[str]:
+    async with gateway_process(patient_toml({NAMESPACE: table})) as gateway:
+        url = alone(gateway.url, NAMESPACE)
+        await warm_up(url)
+        yield url
+
+
+async def warm_up(url: str, prefix: str = "") -> None:
     """The suite waits 600 ms for the answer to a call of a client that can be asked something, and for such a client
     the gateway starts a process of its own: it is started now."""
     async with connect_http(url, NEWEST, capabilities={"elicitation": {}}) as one:
         one.patience = START_TIMEOUT
-        await one.call(f"{NAMESPACE}_test_simple_text")
+        await one.call(f"{prefix}test_simple_text")
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,11 @@ def _servers_file(toml: str) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------- over HTTP, in this process
 
 
+def alone(url: str, server: str) -> str:
+    """Where a gateway at `url` serves one of its servers alone."""
+    return f"{url.removesuffix('/mcp')}/adapters/{server}/mcp"
+
+
 @dataclass(frozen=True)
 class ServedGateway:
     """A gateway of this process behind a real HTTP server. `path` is its servers.toml, which it follows."""

@@ -12,6 +12,7 @@ from fastmcp import Client
 from composition.registry import Registry
 from composition.relay import Relay
 from composition.root import RootMiddleware
+from composition.welcome import Welcome
 from providers import low_level, verbatim
 from providers.caller import ClientSessions
 from providers.connection import PoolLimits
@@ -57,8 +58,9 @@ class House:
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
-        self.root = RootMiddleware("House", self.registry)
-        self.mcp = DirectServer(self.registry, name="House", middleware=[self.root], mask_error_details=True)
+        self.root = RootMiddleware(self.registry)
+        middleware = [self.root, Welcome("House", self.registry)]
+        self.mcp = DirectServer(self.registry, name="House", middleware=middleware, mask_error_details=True)
         Relay(self.registry, self.pool).serve(self.mcp)
         low_level.use_input_schema_lookup(self.mcp, self.registry.input_schema)
         verbatim.install(self.mcp)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from composition.mount import SEPARATOR, into_namespace, out_of_namespace, server_of
+from composition.names import SEPARATOR, into_namespace, out_of_namespace, server_of
 
 Json = dict[str, Any]
 

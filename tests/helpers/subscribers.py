@@ -65,7 +65,7 @@ class Desk:
             self.pool,
             lambda: self.target,
             lambda identity: identity.user_id not in self.hidden_from,
-            lambda uri: f"public:{uri}",
+            lambda _, uri: f"public:{uri}",
         )
 
     def _target(self, generation: int) -> Target:

@@ -158,7 +158,7 @@ async def test_a_change_is_told_to_the_sessions_that_it_concerns() -> None:
     desk = Desk()
     async with listening(desk, ALICE) as alice, listening(desk, BOB) as bob:
         methods = ["notifications/tools/list_changed", "notifications/prompts/list_changed"]
-        await desk.sessions.announce(lambda identity: methods if identity.user_id == "alice" else [])
+        await desk.sessions.announce(lambda identity, _: methods if identity.user_id == "alice" else [])
         await until(lambda: alice == methods)
         assert bob == []
 
@@ -167,7 +167,7 @@ async def test_a_session_that_is_over_is_not_told() -> None:
     desk = Desk()
     async with listening(desk, ALICE) as told:
         pass
-    await desk.sessions.announce(lambda _: ["notifications/tools/list_changed"])
+    await desk.sessions.announce(lambda *_: ["notifications/tools/list_changed"])
     assert told == []
 
 
@@ -183,7 +183,7 @@ async def test_a_session_that_cannot_be_told_costs_the_others_nothing(monkeypatc
     failed: list[Any] = []
     monkeypatch.setattr(lines, "tell_session", tell_or_fail)
     async with listening(desk, ALICE) as one, listening(desk, BOB) as other:
-        await desk.sessions.announce(lambda _: ["notifications/tools/list_changed"])
+        await desk.sessions.announce(lambda *_: ["notifications/tools/list_changed"])
         await until(lambda: len(one) + len(other) == 1)
 
 
@@ -200,7 +200,7 @@ async def test_a_stuck_client_costs_the_others_nothing(monkeypatch: pytest.Monke
     async with listening(desk, ALICE) as one, listening(desk, BOB) as other:
         with no_waiting():
             began = anyio.current_time()
-            await desk.sessions.announce(lambda _: ["notifications/tools/list_changed"])
+            await desk.sessions.announce(lambda *_: ["notifications/tools/list_changed"])
             assert anyio.current_time() - began == pytest.approx(5)
             assert len(one) + len(other) == 1
 

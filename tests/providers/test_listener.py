@@ -70,7 +70,7 @@ async def test_streams_hear_of_the_lists_that_they_asked_for_as_their_user_may()
         listeners.stream(modern_caller(ALICE), frozenset({TOOLS})) as alice,
         listeners.stream(modern_caller(BOB), frozenset({TOOLS, PROMPTS})) as bob,
     ):
-        listeners.announce(lambda identity: [TOOLS, PROMPTS] if identity is ALICE else [PROMPTS])
+        listeners.announce(lambda identity, _: [TOOLS, PROMPTS] if identity is ALICE else [PROMPTS])
         assert await all_of(alice.mailbox) == [(TOOLS, {})]
         assert await all_of(bob.mailbox) == [(PROMPTS, {})]
 
