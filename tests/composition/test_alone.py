@@ -1,21 +1,24 @@
-"""One server alone at `/adapters/{name}/mcp`: its own names, sessions of its own, the same guards as for all servers."""
+"""One server alone at `/adapters/{name}/mcp`: its own names, its own sessions, the same guards as for all servers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 from fastmcp.server.auth import AuthProvider
 
+from composition.gateway import Gateway
 from composition.registry import Registry
 from providers import lines
+from tests.helpers.ears import ears
 from tests.helpers.gateway import (
     ERAS,
     LATEST,
-    LEGACY,
     ServedGateway,
     alone,
     gateway_over_http,
@@ -37,6 +40,8 @@ INITIALIZE = {
     "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "by-hand", "version": "1"}},
 }
 BACKEND = in_process("everything.py", required_roles=["*"])
+URI = "data://greeting"
+MUTE = {"sampling_handler": None, "elicitation_handler": None, "roots": None}
 HIDDEN = in_process("everything.py", required_roles=["engineer"])
 
 
@@ -52,15 +57,15 @@ async def ask(method: str, url: str, headers: dict[str, str], json: Any = None) 
         aiohttp.ClientSession() as http,
         http.request(method, url, headers=ACCEPT | headers, json=json) as answer,
     ):
-        body = b"" if answer.content_type == "text/event-stream" else await answer.read()
-        return answer.status, {name: value for name, value in answer.headers.items() if name != "Date"}, body
+        body = await answer.read() if method == "POST" or answer.content_type != "text/event-stream" else b""
+        return answer.status, {name.lower(): value for name, value in answer.headers.items() if name != "Date"}, body
 
 
 async def begin(url: str, headers: dict[str, str] | None = None) -> str:
     """The id of a new session."""
     status, told, _ = await ask("POST", url, headers or {}, INITIALIZE)
     assert status == 200
-    return told["Mcp-Session-Id"]
+    return told["mcp-session-id"]
 
 
 def as_(user: str) -> dict[str, str]:
@@ -91,7 +96,7 @@ async def test_names_of_the_composed_address_do_not_hold_at_that_of_one_server_n
                 await one.call(name, a=1, b=1)
 
 
-@core
+@modern
 async def test_the_welcome_is_that_of_the_server() -> None:
     async with gateway() as served, raw_client(alone(served.url, "b")) as one:
         assert one.welcome["instructions"] == "A server for tests."
@@ -113,11 +118,44 @@ async def test_who_came_for_one_server_hears_of_its_changes_and_not_of_those_of_
 
 
 @modern
-@pytest.mark.parametrize("era", ERAS)
-async def test_completion_is_asked_of_the_server(era: str) -> None:
-    async with gateway() as served, window(alone(served.url, "b"), era=era) as one:
-        template = (await one.connection.list_resource_templates())[0].uriTemplate  # type: ignore[attr-defined]
-        assert "://b/" not in template
+@pytest.mark.filterwarnings("ignore:.*deprecated.*", "ignore:.*is removed as of 2026-07-28.*")
+async def test_subscriptions_and_completion_have_its_own_uris_and_names() -> None:
+    async with gateway() as served, window(alone(served.url, "b")) as one, window(served.url) as other:
+        await one.connection.session.subscribe_resource(URI)
+        await other.connection.session.subscribe_resource("data://b/greeting")
+        await one.call("touch", uri=URI)
+        await other.call("b_touch", uri=URI)
+        await eventually(lambda: one.times("updated", URI) and other.times("updated", "data://b/greeting"))
+        assert {text for what, text in one.heard if what == "updated"} == {URI}
+        prompt = {"type": "ref/prompt", "name": (await one.connection.list_prompts())[0].name}
+        argument = {"name": "name", "value": ""}
+        async with raw_client(served.url) as all_of_them, raw_client(alone(served.url, "b")) as alone_:
+            prefixed = await all_of_them.request(
+                "completion/complete", {"ref": prompt | {"name": f"b_{prompt['name']}"}, "argument": argument}
+            )
+            own = await alone_.request("completion/complete", {"ref": prompt, "argument": argument})
+            assert own["result"] == prefixed["result"]
+
+
+@modern
+async def test_a_stream_of_the_newest_era_carries_what_concerns_the_server() -> None:
+    async with (
+        gateway() as served,
+        window(alone(served.url, "b"), era=LATEST, **MUTE) as one,
+        window(alone(served.url, "c"), era=LATEST, **MUTE) as other,
+        ears(
+            replace(served, url=alone(served.url, "b")),
+            toolsListChanged=True,
+            resourceSubscriptions=[URI, "data://b/x"],
+        ) as stream,
+    ):
+        acknowledged = await stream.next()
+        assert URI in acknowledged["params"]["notifications"]["resourceSubscriptions"]
+        await other.call("change_tools", name="elsewhere")
+        await one.call("touch", uri=URI)
+        assert (await stream.next())["params"]["uri"] == URI
+        await one.call("change_tools", name="newcomer")
+        assert (await stream.next())["method"] == "notifications/tools/list_changed"
 
 
 # --------------------------------------------------------------------------------------------------------- who may come
@@ -147,13 +185,17 @@ async def test_who_is_not_authenticated_is_told_so_before_anything_else(headers:
 
 @core
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}], ids=str)
-async def test_hosts_origins_and_sizes_are_guarded_as_at_the_composed_address(headers: dict[str, str]) -> None:
+async def test_hosts_and_origins_are_guarded_as_at_the_composed_address(headers: dict[str, str]) -> None:
     async with gateway() as served:
         assert await ask("POST", alone(served.url, "b"), headers, INITIALIZE) == await ask(
             "POST", served.url, headers, INITIALIZE
         )
-        large = {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * 5_000_000}}
-        assert (await ask("POST", alone(served.url, "b"), {}, large))[0] == 413
+
+
+@core
+async def test_sizes_are_guarded_too() -> None:
+    async with gateway() as served:
+        assert (await ask("POST", alone(served.url, "b"), {"X-Long": "x" * 70_000}, INITIALIZE))[0] == 431
 
 
 @core
@@ -237,9 +279,18 @@ async def test_a_role_that_is_taken_away_ends_access_in_running_sessions() -> No
 
 
 @core
-async def test_fronts_are_made_when_somebody_comes_and_many_at_once_make_one() -> None:
+async def test_a_front_is_made_once_and_only_when_somebody_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    async with gateway() as served:
-        make = served.gateway.front
-        served.gateway.front = lambda view, name, **options: made.append(name) or make(view, name, **options)  # type: ignore
-        assert not made
+    make = Gateway.front
+
+    def front(self: Gateway, view: Any, name: str, **options: Any) -> Any:
+        made.append(name)
+        return make(self, view, name, **options)
+
+    monkeypatch.setattr(Gateway, "front", front)
+    async with gateway() as served, anyio.create_task_group() as tasks:
+        before = list(made)
+        for _ in range(10):
+            tasks.start_soon(begin, alone(served.url, "b"))
+    assert made[len(before) :] == ["b"]
+    assert "b" not in before

@@ -1,7 +1,8 @@
 """The official conformance suite against the reference server, directly and through the gateway.
 
 Through the gateway the server is mounted under its namespace, which a small relay takes away again, as the suite asks
-for fixed names; or the server is asked for alone, and nothing stands between the suite and the gateway. Each run is made once, when the first of its tests asks for it; each scenario is a test.
+for fixed names; or the server is asked for alone, and nothing stands between the suite and the gateway. Each run is
+made once, when the first of its tests asks for it; each scenario is a test.
 """
 
 from __future__ import annotations
