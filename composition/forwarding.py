@@ -19,7 +19,6 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yarl import URL
 
-from composition.guard import MAX_BODY_BYTES
 from composition.replica_auth import is_of_replica
 from composition.replicas import Replicas
 from providers import lines
@@ -49,18 +48,21 @@ class Forwarding:
         if scope["type"] != "http" or not scope["path"].endswith("/mcp"):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        session = headers.get("mcp-session-id")
-        may_send_on = _may_send_on(scope, headers)
+        session, may_send_on = headers.get("mcp-session-id"), _may_send_on(scope, headers)
         if session is not None:
             url = await self._replicas.elsewhere(session) if may_send_on else None
             if url is not None:
-                return await self._send_on(url, scope, receive, send)
-            scope = _renamed(scope, self._replicas.unmarked(session))
+                body = await _read(receive)
+                if not await self._send_on(url, body, scope, receive, send):
+                    await _gone()(scope, receive, send)
+                return None
+            scope = _renamed(scope, self._replicas.unmarked(session) or session)
         elif may_send_on and scope["method"] == "POST" and lines.is_modern_version(headers.get("mcp-protocol-version")):
-            body, receive = await _read(receive)
+            body = await _read(receive)
             url = await self._of_state(body)
-            if url is not None:
-                return await self._send_on(url, scope, receive, send)
+            if url is not None and await self._send_on(url, body, scope, receive, send):
+                return None
+            receive = _again(body, receive)
         return await self._app(scope, receive, self._marking(send))
 
     async def _of_state(self, body: bytes) -> str | None:
@@ -88,39 +90,37 @@ class Forwarding:
 
         return marked
 
-    async def _send_on(self, url: str, scope: Scope, receive: Receive, send: Send) -> None:
-        body, receive = await _read(receive)
+    async def _send_on(self, url: str, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether the replica answered."""
         query = scope["query_string"].decode("latin-1")
         target = URL(f"{url}{scope['path']}{'?' + query if query else ''}")
         endpoint = Endpoint(_replica_at(url), self._replicas.client, MAX_MESSAGE_BYTES)
         has_begun = False
-
-        async def pass_on() -> None:
-            nonlocal has_begun
-            async with endpoint.request(scope["method"], _headers(scope), body or None, url=target) as response:
-                await send(_start_of(response))
-                has_begun = True
-                while chunk := await endpoint.next_chunk(response):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
-                await pass_on()
+                async with endpoint.request(scope["method"], _headers(scope), body or None, url=target) as response:
+                    has_begun = True
+                    await send(_start_of(response))
+                    while chunk := await endpoint.next_chunk(response):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
                 tasks.cancel_scope.cancel()
         except* BackendError as failed:
             logger.warning("a request was not sent on to another replica: %s", failed.exceptions[0])
-        if not has_begun:
-            await _gone()(scope, receive, send)
+        else:
+            return True
+        return has_begun
 
 
 def _may_send_on(scope: Scope, headers: Headers) -> bool:
     """A request that came from another replica stays here; and one of nobody is refused here."""
-    user = scope.get("user")
-    token = getattr(user, "access_token", None)
-    is_refused = "authorization" in headers and token is None and "auth" in scope
-    return SENT_ON.decode() not in headers and not is_of_replica(token) and not is_refused
+    if SENT_ON.decode() in headers:
+        return False
+    if "user" not in scope:  # nobody is authenticated
+        return True
+    token = getattr(scope["user"], "access_token", None)
+    return token is not None and not is_of_replica(token)
 
 
 def _renamed(scope: Scope, session: str) -> Scope:
@@ -128,21 +128,26 @@ def _renamed(scope: Scope, session: str) -> Scope:
     return {**scope, "headers": [*others, (SESSION, session.encode("latin-1", "replace"))]}
 
 
-async def _read(receive: Receive) -> tuple[bytes, Receive]:
-    """A whole body, and what gives it again to whoever comes next. It is bounded before, by the guard; what is too
-    large ends here, and is refused there."""
-    pieces, size, more = list[Message](), 0, True
-    while more and size <= MAX_BODY_BYTES:
+async def _read(receive: Receive) -> bytes:
+    """A whole body. The guard before has bounded it."""
+    pieces = list[bytes]()
+    while True:
         message = await receive()
-        pieces.append(message)
-        size += len(message.get("body", b""))
-        more = bool(message.get("more_body", False))
-    body = b"".join(message.get("body", b"") for message in pieces)
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
 
-    async def again() -> Message:
-        return pieces.pop(0) if pieces else await receive()
 
-    return body, again
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read once more, and then what comes."""
+    waiting = [body]
+
+    async def give() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return give
 
 
 async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -24,6 +24,8 @@ from fastmcp.server.auth import AuthProvider
 
 from composition.registry import Registry
 from composition.relay import Relay
+from composition.replica_auth import ReplicaAuth
+from composition.replicas import replicas_for
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from composition.view import View
@@ -32,7 +34,7 @@ from providers import lines, low_level, verbatim
 from providers.caller import Caller, ClientSessions
 from providers.connection import PoolLimits
 from providers.container_keys import StartPolicy
-from providers.container_managers import ContainerOptions
+from providers.container_managers import ContainerOptions, Marks
 from providers.container_supervisor import ContainerSupervisor
 from providers.direct import DirectServer
 from providers.endpoint import HttpClient, http_client
@@ -94,8 +96,15 @@ class Gateway:
             )
         )
         self.parking = ParkingLot()
+        self.replicas = replicas_for(settings, has_auth=auth is not None)
+        if self.replicas is not None and auth is not None:
+            auth = ReplicaAuth(auth, self.replicas)
         self.containers = ContainerSupervisor(
-            container_options(configuration), self.pool, self._open_remote, lambda name: self.registry.resource(name)
+            container_options(configuration, self.replicas.fence.marks if self.replicas else None),
+            self.pool,
+            self._open_remote,
+            lambda name: self.registry.resource(name),
+            self.replicas.sharing if self.replicas else None,
         )
         self._tasks: TaskGroup | None = None
         local = None if auth else self.operator
@@ -127,6 +136,8 @@ class Gateway:
             options: more of `FastMCP`.
         """
         welcome = Welcome(self.settings.name, view)
+        if self.replicas is not None:
+            options |= low_level.sealing_with_mark(self.replicas.marked, self.replicas.unmarked)
         server = DirectServer(
             view, name=name, version=VERSION, middleware=[self.root, welcome], mask_error_details=True, **options
         )
@@ -172,7 +183,8 @@ class Gateway:
 
     async def _run(self) -> None:
         try:
-            async with http_client() as self._http, self.containers, anyio.create_task_group() as tasks:
+            replicas = self.replicas or nullcontext()
+            async with http_client() as self._http, replicas, self.containers, anyio.create_task_group() as tasks:
                 # closed first, parked calls before all: servers in this process live in tasks of the group
                 async with self.pool, self.parking:
                     self._tasks, self.state = tasks, GatewayState.RUNNING
@@ -194,7 +206,11 @@ class Gateway:
         self.state = GatewayState.DRAINING
         self.parking.drain()
         self.registry.listeners.stop()
-        await self.root.drain(self.settings.drain_timeout)
+        async with anyio.create_task_group() as tasks:
+            if self.replicas is not None:
+                tasks.start_soon(self.replicas.hand_over, self.containers.let_go)
+            await self.root.drain(self.settings.drain_timeout)
+            tasks.cancel_scope.cancel()
 
     # --- configuration
 
@@ -277,7 +293,7 @@ class Gateway:
         return Caller(operator, f"user:{operator.key}", has_session=False, is_modern=lines.MODERN)
 
 
-def container_options(configuration: Configuration) -> ContainerOptions:
+def container_options(configuration: Configuration, marks: Marks | None = None) -> ContainerOptions:
     """Where containers are, and how many there may be, as the configuration says."""
     settings = configuration.settings
     return ContainerOptions(
@@ -286,4 +302,5 @@ def container_options(configuration: Configuration) -> ContainerOptions:
         host=settings.docker_host,
         allowed_paths=settings.docker_allowed_paths,
         max_containers=settings.max_containers,
+        marks=marks,
     )

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.middleware import Middleware as StarletteMiddleware
@@ -22,9 +23,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from composition.alone import ServersAlone, serve_alone
+from composition.forwarding import Forwarding
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
+from composition.replica_auth import asked_path
 from composition.starting import settle_memory
 from providers import lines
 from providers.errors import ConfigurationError
@@ -48,13 +51,17 @@ def build_app(gateway: Gateway) -> ASGIApp:
         max_sessions=gateway.settings.max_sessions_per_user,
     )
     sessions = _session_options(gateway)
-    mcp_app = gateway.mcp.http_app(path=PATH, host_origin_protection=True, middleware=[guard], **sessions)
+    replicas = gateway.replicas
+    middleware = [guard] if replicas is None else [guard, StarletteMiddleware(Forwarding, replicas=replicas)]
+    hosts: dict[str, Any] = {} if replicas is None else {"allowed_hosts": [urlsplit(replicas.url).hostname]}
+    mcp_app = gateway.mcp.http_app(path=PATH, host_origin_protection=True, middleware=middleware, **hosts, **sessions)
     serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PROBES:
             await _PROBES[scope["path"]](gateway)(scope, receive, send)
         else:
+            asked_path.set(scope.get("path", ""))
             await mcp_app(_trimmed(scope), receive, send)
 
     return app

@@ -14,8 +14,8 @@ from composition.replicas import Replicas
 from providers.assertions import ISSUER, Assertion
 from providers.sharing import path_of
 
-asked_path: ContextVar[str] = ContextVar("apollos_asked_path", default="")
-"""The path of the request that is being authenticated; `http` sets it."""
+asked_path: ContextVar[str | None] = ContextVar("apollos_asked_path", default=None)
+"""The path of the request that is being authenticated; `http` sets it. None outside of a request."""
 
 
 class ReplicaAuth(MultiAuth):
@@ -27,16 +27,20 @@ class ReplicaAuth(MultiAuth):
         super().__init__(server=server)
         self._configured, self._replicas = server, replicas
 
-    async def verify_token(self, token: str) -> AccessToken | None:
-        if asked_path.get().startswith("/adapters/"):
-            assertion = self._replicas.accept(token)
-            if assertion is not None:
-                return self._admitted(token, assertion)
-        return await self._configured.verify_token(token)  # type: ignore[return-value]
+    def metadata_url(self, path: str) -> str | None:
+        """The configured provider's own."""
+        found = getattr(self._configured, "metadata_url", None)
+        return found(path) if found is not None else None
 
-    def _admitted(self, token: str, assertion: Assertion) -> AccessToken | None:
-        if asked_path.get() != path_of(assertion.server):
-            return None
+    async def verify_token(self, token: str) -> AccessToken | None:
+        path = asked_path.get()
+        if path is None or path.startswith("/adapters/"):
+            assertion = self._replicas.accept(token, is_request=path is not None)
+            if assertion is not None:
+                return self._admitted(token, assertion) if path in (None, path_of(assertion.server)) else None
+        return await self._configured.verify_token(token)
+
+    def _admitted(self, token: str, assertion: Assertion) -> AccessToken:
         identity = assertion.identity
         return AccessToken(
             token=token,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Callable
 from types import TracebackType
 
 import anyio
@@ -131,13 +132,16 @@ class Replicas:
                 logger.warning("the other replicas are not reached: %s", error)
             self._complaint = str(error)
 
-    def leave(self) -> None:
-        """Take over nothing more, and let no replica pass calls on to us: the gateway drains."""
-        self.leases.leave()
+    async def hand_over(self, let_go: Callable[[], None]) -> None:
+        """The gateway drains: take over nothing more, let no replica pass new calls on to us, and give back each
+        container that nobody calls any more, until cancelled.
 
-    async def hand_over(self) -> None:
-        """While calls end: give back what nobody uses any more, until cancelled."""
+        Args:
+            let_go: begins to stop those.
+        """
+        self.leases.leave()
         while True:
+            let_go()
             await self.leases.hand_over(all_of_them=False)
             await anyio.sleep(_LET_GO_EVERY)
 
@@ -147,9 +151,9 @@ class Replicas:
         """A session id or a state, so that every replica knows whose it is."""
         return f"{self.id}.{text}"
 
-    def unmarked(self, text: str) -> str:
-        """The same without our mark; of anything else, the text."""
-        return text.removeprefix(f"{self.id}.")
+    def unmarked(self, text: str) -> str | None:
+        """The same without our mark; None where it has another one."""
+        return text.removeprefix(f"{self.id}.") if text.startswith(f"{self.id}.") else None
 
     async def elsewhere(self, text: str) -> str | None:
         """The address of the living replica, other than this one, that has given a text out."""
@@ -170,12 +174,17 @@ class Replicas:
 
     # --- whom the others vouch for
 
-    def accept(self, token: str) -> Assertion | None:
+    def accept(self, token: str, *, is_request: bool) -> Assertion | None:
         """What another replica's assertion says, where it is one for us, and the container that it is for is ours. So
-        a call is passed on once at most: whoever gets it has the lease, or refuses it."""
-        if self.leases.is_leaving:
+        a call is passed on once at most: whoever gets it has the lease, or refuses it.
+
+        Args:
+            is_request: it comes with a request. Else it is asked whether what was let in may go on: then an assertion
+                may be old, and has been used.
+        """
+        if is_request and self.leases.is_leaving:
             return None
-        assertion = self._verifier.verify(token, self.fence.key)
+        assertion = self._verifier.verify(token, self.fence.key, is_new=is_request)
         lease = assertion and self.leases.held((assertion.server, assertion.scope))
         return assertion if assertion and lease and lease.holder.token == assertion.lease else None
 

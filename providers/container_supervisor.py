@@ -339,7 +339,6 @@ class ContainerSupervisor:
         for launcher in self._launchers:
             launcher.end_scope(session)
 
-
     # --- with other replicas
 
     def _lost(self, place: Place) -> None:

@@ -1,24 +1,22 @@
 """What the replicas of one gateway tell each other through Redis: who is alive and where, who has a lease, and the key
 that they sign with.
 
-`leases` and composition's `replicas` come in. Each question has a deadline, and Redis that does not answer is a
-`BoardUnavailable`; nothing here remembers an answer. All keys have one hash tag, so that a cluster keeps them together.
+`leases` and composition's `replicas` come in; connections are made as `store_redis` makes them. Each question has a
+deadline, and Redis that does not answer is a `BoardUnavailable`; nothing here remembers an answer. All keys have one
+hash tag, so that a cluster keeps them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import anyio
-import redis.asyncio
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from providers.errors import GatewayError
-
-_PREFIX = "apollos:{replicas}"
-_ANSWER_SECONDS = 1.0
+from providers.store_redis import ANSWER_SECONDS, RedisAddress
 
 _CLAIM = """
 local held = redis.call('GET', KEYS[1])
@@ -60,20 +58,22 @@ class Board:
     """An async context manager: its body is the life of its connections.
 
     Args:
-        url: of Redis, with its password.
+        url: of Redis, as for the store.
+
+    Raises:
+        ConfigurationError: that is no such URL.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._redis: redis.asyncio.Redis | None = None
+        self._address = RedisAddress.of(url)
+        self._prefix = f"apollos:{{{self._address.namespace}.replicas}}"
+        self._redis: Redis | None = None
 
     def __repr__(self) -> str:
         return f"<Board {'connected' if self._redis is not None else 'closed'}>"
 
     async def __aenter__(self) -> Board:
-        self._redis = redis.asyncio.from_url(
-            self._url, socket_timeout=_ANSWER_SECONDS, socket_connect_timeout=_ANSWER_SECONDS, decode_responses=True
-        )
+        self._redis = self._address.client()
         return self
 
     async def __aexit__(
@@ -92,23 +92,23 @@ class Board:
         Args:
             ours: the key that we know, or a new one. Redis that lost everything gets it back from who knows it.
         """
-        await self._ask("SET", _key("key"), ours.hex(), "NX")
-        return bytes.fromhex(str(await self._ask("GET", _key("key"))))
+        await self._ask("SET", self._key("key"), ours.hex(), "NX")
+        return bytes.fromhex(str(await self._ask("GET", self._key("key"))))
 
     # --- who is alive
 
     async def announce(self, replica: str, url: str, seconds: float) -> None:
         """Say that a replica is alive, for so long."""
-        await self._ask("SET", _key("alive", replica), url, "PX", _milliseconds(seconds))
+        await self._ask("SET", self._key("alive", replica), url, "PX", _milliseconds(seconds))
 
     async def url_of(self, replica: str) -> str | None:
         """Where a replica is reached; None if it is not alive."""
-        found = await self._ask("GET", _key("alive", replica))
+        found = await self._ask("GET", self._key("alive", replica))
         return None if found is None else str(found)
 
     async def leave(self, replica: str) -> None:
         """A replica ends."""
-        await self._ask("DEL", _key("alive", replica))
+        await self._ask("DEL", self._key("alive", replica))
 
     # --- leases
 
@@ -118,23 +118,26 @@ class Board:
         Args:
             above: the highest token that we know of. A new one is higher, even if Redis lost everything.
         """
-        keys = (_key("lease", name), _key("token"))
+        keys = (self._key("lease", name), self._key("token"))
         return _holder(await self._ask("EVAL", _CLAIM, 2, *keys, replica, _milliseconds(seconds), above))
 
     async def renew(self, name: str, holder: Holder, seconds: float) -> Holder:
         """Keep a lease, also one that ran out and that nobody has taken; who has it now."""
         return _holder(
-            await self._ask("EVAL", _RENEW, 1, _key("lease", name), holder.text, _milliseconds(seconds))
+            await self._ask("EVAL", _RENEW, 1, self._key("lease", name), holder.text, _milliseconds(seconds))
         )
 
     async def release(self, name: str, holder: Holder) -> None:
         """Give a lease back; one that is another's by now is left alone."""
-        await self._ask("EVAL", _RELEASE, 1, _key("lease", name), holder.text)
+        await self._ask("EVAL", _RELEASE, 1, self._key("lease", name), holder.text)
 
     async def holder(self, name: str) -> Holder | None:
         """Who has a lease."""
-        found = await self._ask("GET", _key("lease", name))
+        found = await self._ask("GET", self._key("lease", name))
         return None if found is None else _holder(found)
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
 
     async def _ask(self, *command: Any) -> Any:
         """
@@ -144,14 +147,10 @@ class Board:
         if self._redis is None:
             raise BoardUnavailable("the gateway does not run.")
         try:
-            with anyio.fail_after(_ANSWER_SECONDS):
-                return await cast("Awaitable[Any]", self._redis.execute_command(*command))
+            with anyio.fail_after(ANSWER_SECONDS):
+                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             raise BoardUnavailable(f"Redis does not answer ({type(error).__name__}).") from None
-
-
-def _key(*parts: str) -> str:
-    return ":".join((_PREFIX, *parts))
 
 
 def _milliseconds(seconds: float) -> int:

@@ -198,7 +198,7 @@ class FencedWire(Wire):
     def __repr__(self) -> str:
         return f"<FencedWire {self._lease!r}>"
 
-    @property  # type: ignore[override]
+    @property
     def identity(self) -> Identity | None:
         return self._inner.identity
 
@@ -206,7 +206,7 @@ class FencedWire(Wire):
     def identity(self, identity: Identity | None) -> None:
         self._inner.identity = identity
 
-    @property  # type: ignore[override]
+    @property
     def failure(self) -> BackendError | None:
         return self._inner.failure
 
@@ -256,7 +256,5 @@ class ReplicaEndpoint(Endpoint):
 
 def _as_remote(url: str, server: str, resource: McpServerResource | None = None) -> McpServerResource:
     """A server that another replica runs, as the remote server that it is to us."""
-    given = {"timeouts": resource.timeouts} if resource else {}
-    return McpServerResource(
-        name=server, transport_type=TransportType.STREAMABLE_HTTP, url=url + path_of(server), **given
-    )
+    there = McpServerResource(name=server, transport_type=TransportType.STREAMABLE_HTTP, url=url + path_of(server))
+    return there if resource is None else there.model_copy(update={"timeouts": resource.timeouts})
