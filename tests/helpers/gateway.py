@@ -110,13 +110,16 @@ class ServedGateway:
 
 
 @asynccontextmanager
-async def gateway_over_http(toml: str, *, auth: AuthProvider | None = None) -> AsyncIterator[ServedGateway]:
+async def gateway_over_http(
+    toml: str, *, auth: AuthProvider | None = None, port: int = 0
+) -> AsyncIterator[ServedGateway]:
     """A gateway with these servers at a free port.
 
     Args:
         auth: FastMCP's auth provider; without one every caller is the local user.
+        port: another one than a free one.
     """
-    with _servers_file(toml) as path, bind("127.0.0.1", 0, has_auth=auth is not None) as listener:
+    with _servers_file(toml) as path, bind("127.0.0.1", port, has_auth=auth is not None) as listener:
         configuration = await anyio.to_thread.run_sync(load_configuration, path)
         gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth)
         config = uvicorn.Config(
@@ -166,20 +169,21 @@ class GatewayProcess:
 
 @asynccontextmanager
 async def gateway_process(
-    toml: str, *options: str, env: Mapping[str, str] | None = None
+    toml: str, *options: str, env: Mapping[str, str] | None = None, port: int = 0
 ) -> AsyncIterator[GatewayProcess]:
     """`server.py serve` with these servers, at a free port.
 
     Args:
         options: more of its command line, before `serve`, for example `"--log-level", "debug"`.
         env: variables on top of the test's own.
+        port: another one than a free one.
 
     Raises:
         RuntimeError: it ended before it served.
     """
     with _servers_file(toml) as path:
         log = path.with_name("log")
-        command = [sys.executable, str(ROOT / "server.py"), *options, "serve", "--port", "0"]
+        command = [sys.executable, str(ROOT / "server.py"), *options, "serve", "--port", str(port)]
         with log.open("w") as stderr:
             process = await anyio.open_process(
                 command, env=_environment(path, env), stdin=None, stdout=None, stderr=stderr
