@@ -18,7 +18,7 @@ from providers.container import name_in
 from providers.docker_engine import SLOW, Api, DockerEngine, tolerating
 from providers.errors import BackendUnavailable
 from providers.leases import Leases, Place, is_of_all_replicas
-from providers.ownership import SCOPE, SERVER
+from providers.ownership import INSTANCE, SCOPE, SERVER
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +76,14 @@ class Fence:
         """
 
         def remove(api: Api) -> None:
-            for facts in api.containers(all=True, filters={"label": f"{CLUSTER}={self.cluster}"}):
-                if self._is_left(facts, place, token):
-                    logger.info("server '%s': removing the container of a replica that has gone", place[0])
-                    with tolerating(404, 409):
-                        api.remove_container(facts["Id"], v=True, force=True)
+            labelled = api.containers(all=True, filters={"label": f"{CLUSTER}={self.cluster}"})
+            left = [facts for facts in labelled if self._is_left(facts, place, token)]
+            for facts in left:
+                logger.info("server '%s': removing the container of a replica that has gone", place[0])
+                with tolerating(404, 409):
+                    api.remove_container(facts["Id"], v=True, force=True)
+            for instance in {facts["Labels"].get(INSTANCE) for facts in left}:
+                _remove_networks(place[0], instance, api)
 
         await self._engine.call(place[0], remove, SLOW)
 
@@ -90,3 +93,11 @@ class Fence:
             return False
         proof = self._proof(place[0], name_in(facts), facts["ImageID"], place[1], labels.get(LEASE))
         return hmac.compare_digest(proof.encode(), str(labels.get(LEASE_PROOF, "")).encode(errors="replace"))
+
+
+def _remove_networks(server: str, instance: str, api: Api) -> None:
+    """Remove what a replica's containers of a server were on; one that is in use stays."""
+    labels = [f"{INSTANCE}={instance}", f"{SERVER}={server}"]
+    for network in api.networks(filters={"label": labels}):
+        with tolerating(403, 404, 409):
+            api.remove_network(network["Id"])

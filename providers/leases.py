@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from time import monotonic
 
 import anyio
 
@@ -49,6 +50,7 @@ class Lease:
     place: Place
     holder: Holder
     deadline: float
+    """On a clock that any thread may ask, and that runs on while the process is paused."""
     state: LeaseState = LeaseState.OURS
     ended: anyio.Event = field(default_factory=anyio.Event)
     users: int = 0
@@ -62,7 +64,7 @@ class Lease:
     @property
     def is_certain(self) -> bool:
         """Whether it is ours without asking anybody."""
-        return self.state is LeaseState.OURS and anyio.current_time() < self.deadline
+        return self.state is LeaseState.OURS and monotonic() < self.deadline
 
     def end(self, state: LeaseState) -> None:
         self.state = state
@@ -132,7 +134,7 @@ class Leases:
         return await self._board.holder(name_of(place))
 
     async def _take(self, place: Place) -> Lease | Holder:
-        asked_at = anyio.current_time()
+        asked_at = monotonic()
         holder = await self._board.claim(name_of(place), self.replica, self.seconds, self._highest)
         self._highest = max(self._highest, holder.token)
         if holder.replica != self.replica:
@@ -159,11 +161,11 @@ class Leases:
             return lease.state is LeaseState.OURS
 
     async def _renew(self, lease: Lease) -> None:
-        asked_at = anyio.current_time()
+        asked_at = monotonic()
         try:
             holder = await self._board.renew(name_of(lease.place), lease.holder, self.seconds)
         except BoardUnavailable:
-            lease.deadline = max(lease.deadline, anyio.current_time() + _TRUST_SECONDS)
+            lease.deadline = max(lease.deadline, monotonic() + _TRUST_SECONDS)
             return
         self._highest = max(self._highest, holder.token)
         if holder == lease.holder:

@@ -16,7 +16,7 @@ from tests.helpers.asked import ALL, AskedClient
 from tests.helpers.gateway import GatewayProcess, ServedGateway, gateway_over_http, gateway_process, patient_toml
 from tests.helpers.ports import free_port
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.rpc import HANDSHAKE, NEWEST, Json
+from tests.helpers.rpc import HANDSHAKE, NEWEST
 
 Servers = Mapping[str, Mapping[str, Any]]
 
@@ -44,7 +44,8 @@ async def replica_process(redis: RedisServer, servers: Servers, **more: Any) -> 
     """One replica as a process of its own."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    async with gateway_process(patient_toml(servers, store=redis.url, replica_url=url, **more), port=port) as process:
+    toml = patient_toml(servers, store=redis.url, replica_url=url, **more)
+    async with gateway_process(toml, "--log-level", "info", port=port) as process:
         yield process
 
 
