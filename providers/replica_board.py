@@ -9,14 +9,16 @@ hash tag, so that a cluster keeps them together.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from providers.errors import GatewayError
-from providers.store_redis import ANSWER_SECONDS, RedisAddress
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+_ANSWER_SECONDS = 1.0
 
 _CLAIM = """
 local held = redis.call('GET', KEYS[1])
@@ -65,6 +67,8 @@ class Board:
     """
 
     def __init__(self, url: str) -> None:
+        from providers.store_redis import RedisAddress  # loads redis, which no other gateway needs
+
         self._address = RedisAddress.of(url)
         self._prefix = f"apollos:{{{self._address.namespace}.replicas}}"
         self._redis: Redis | None = None
@@ -144,10 +148,12 @@ class Board:
         Raises:
             BoardUnavailable: Redis does not answer.
         """
+        from redis.exceptions import RedisError
+
         if self._redis is None:
             raise BoardUnavailable("the gateway does not run.")
         try:
-            with anyio.fail_after(ANSWER_SECONDS):
+            with anyio.fail_after(_ANSWER_SECONDS):
                 return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             raise BoardUnavailable(f"Redis does not answer ({type(error).__name__}).") from None
