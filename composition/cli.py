@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from composition import containers, serving
+from composition import containers, registering, serving
 from composition.logs import log_to_stderr
 from composition.starting import MISCONFIGURED
 from providers.errors import ConfigurationError
 
-GROUPS = (serving, containers)
+GROUPS = (serving, registering, containers)
 """In the order in which `--help` shows them."""
 
 
@@ -33,9 +33,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """What was asked for. What follows `--` is for the server that a command is about: argparse would read options
+    of ours in it."""
+    parser = build_parser()
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:end])
+    if arguments[end + 1 :]:
+        if not hasattr(options, "after"):
+            parser.error("only 'add' takes arguments after --")
+        options.after = tuple(arguments[end + 1 :])
+    return options
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
-    options = build_parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     log_to_stderr("info" if options.says and options.log_level == "warning" else options.log_level)
     try:
         code: int = options.run(options)

@@ -75,10 +75,8 @@ class View(Provider):
 
     # --- as a provider
 
-    async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
-        caller = await self.caller()
-        if caller is None:
-            return []
+    async def offers(self, caller: Caller) -> list[tuple[Mount, Offer]]:
+        """What each server that a caller may read offers, by name. One that is late or away is left out."""
         mounts = self.readable(caller.identity)
         listings: dict[str, Listing | None] = {}
         late = []
@@ -94,11 +92,16 @@ class View(Provider):
             why = mounts[0].catalogue.error(caller) or f"server '{self.server}': does not say what it offers. Try again."
             raise lines.mcp_error(_INTERNAL_ERROR, str(why))  # nothing is no answer where there is nothing else to show
         return [
-            component
+            (mount, mount.offer(found, self.names(mount)))
             for mount in mounts
-            if (listing := listings[mount.resource.name])
-            for component in pick(mount.offer(listing, self.names(mount))).values()
+            if (found := listings[mount.resource.name])
         ]
+
+    async def _list(self, pick: Callable[[Offer], Mapping[str, Component]]) -> list[Component]:
+        caller = await self.caller()
+        if caller is None:
+            return []
+        return [component for _, offer in await self.offers(caller) for component in pick(offer).values()]
 
     async def _list_tools(self) -> Sequence[Tool]:
         return await self._list(lambda offer: offer.tools)

@@ -16,7 +16,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import aiohttp
@@ -303,3 +303,42 @@ def _address(resource: McpServerResource) -> tuple[URL, dict[str, str]]:
     if user is not None and "authorization" not in {name.lower() for name in headers}:
         headers["Authorization"] = "Basic " + b64encode(f"{user}:{password or ''}".encode()).decode()
     return bare, headers
+
+
+class Answer(NamedTuple):
+    """A whole response. Names of headers are written small."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+_MAX_ANSWER = 16 * 1024 * 1024
+
+
+async def exchange(
+    client: HttpClient, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None, seconds: float
+) -> Answer:
+    """One request to a server that is no MCP backend, and its whole answer. Redirects are not followed: what is sent is
+    for this address alone.
+
+    Raises:
+        OSError: it cannot be reached or does not answer in time, with the reason and without the address.
+    """
+    try:
+        with anyio.fail_after(seconds):
+            async with client.request(method, url, headers=headers, data=body, allow_redirects=False) as response:
+                content = bytearray()
+                async for chunk in response.content.iter_chunked(_LARGE_BODY):
+                    content += chunk
+                    if len(content) > _MAX_ANSWER:
+                        raise OSError("its answer is too large")
+                return Answer(
+                    response.status, {name.lower(): value for name, value in response.headers.items()}, bytes(content)
+                )
+    except TimeoutError:
+        raise OSError(f"it did not answer within {seconds:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        raise OSError(error.os_error.strerror or "it cannot be reached") from None
+    except aiohttp.ClientError:
+        raise OSError("the connection broke, or what answers does not speak HTTP") from None

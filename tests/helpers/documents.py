@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import re
 import shlex
@@ -246,9 +247,10 @@ def _is_module(root: Path, name: str) -> bool:
 
 def _refused_by(parser: argparse.ArgumentParser, arguments: list[str]) -> str | None:
     complaint = io.StringIO()
+    own = list(itertools.takewhile(lambda word: word != "--", arguments))  # the rest is for somebody else
     try:
         with redirect_stderr(complaint), redirect_stdout(io.StringIO()):
-            parser.parse_args(arguments)
+            parser.parse_args(own)
     except SystemExit as end:
         return complaint.getvalue().strip().splitlines()[-1] if end.code else None
     return None

@@ -1,0 +1,270 @@
+"""The commands for the servers of a gateway: `add`, `remove`, `enable`, `disable`, `list` and `show`.
+
+The command line comes in. They do what the REST API does: to the configured store (`records`), or to a running gateway
+(`remote_records`). Secrets are read from the environment or from stdin, and are never printed.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from composition import starting
+from composition.containers import harmless
+from composition.records import Records, StoreRecords, configured_store
+from composition.remote_records import RemoteRecords, address_of
+from composition.servers_file import load_configuration
+from providers.endpoint import http_client
+from providers.errors import ConfigurationError, GatewayError
+from providers.identity import local_identity
+from providers.lines import Json
+from providers.reach import TransportType
+from providers.resource import Isolation
+
+_COLUMNS = ("NAME", "TRANSPORT", "ENABLED", "ROLES", "SOURCE", "REACHED BY")
+_MAX_TOKEN = 64 * 1024
+
+
+def register(commands: Any) -> None:
+    """Add these commands to the command line."""
+    _register_add(commands)
+    for word, what in (
+        ("remove", "remove a server"),
+        ("enable", "offer a server again"),
+        ("disable", "offer a server no more, and keep what is known of it"),
+        ("show", "print one server"),
+    ):
+        command = commands.add_parser(word, help=what)
+        command.add_argument("name", metavar="NAME")
+        _finish(command)
+    _finish(commands.add_parser("list", help="print the servers"))
+
+
+def _register_add(commands: Any) -> None:
+    add = commands.add_parser("add", help="add a server", epilog="What follows -- are arguments of the server.")
+    add.add_argument("name", metavar="NAME")
+    way = add.add_mutually_exclusive_group(required=True)
+    way.add_argument("--url", help="where a remote server is")
+    way.add_argument("--command", dest="program", metavar="PROGRAM", help="the program of a local server")
+    way.add_argument("--image", help="the image of a server in a container")
+    add.add_argument("--transport", choices=[str(each) for each in TransportType if each is not TransportType.PYTHON])
+    add.add_argument("--port", action="append", default=[], metavar="PORT/tcp", help="of a container that speaks HTTP")
+    add.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a variable; without a value it is the one of this environment, and with '-' a line of stdin",
+    )
+    add.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a header; without a value it is the variable X_API_KEY for X-Api-Key, and with '-' a line of stdin",
+    )
+    add.add_argument("--role", action="append", default=[], metavar="ROLE", help="who may use it; '*' is everybody")
+    add.add_argument("--description", help="what it is for")
+    add.add_argument("--isolation", choices=[str(each) for each in Isolation])
+    add.add_argument("--disabled", action="store_true", help="do not offer it yet")
+    add.set_defaults(after=())
+    _finish(add)
+
+
+def _finish(command: Any) -> None:
+    command.add_argument(
+        "--gateway", metavar="URL", help="a running gateway (default: APOLLOS_GATEWAY, else the store)"
+    )
+    command.add_argument("--token-file", metavar="FILE", help="holds the token for it (default: APOLLOS_TOKEN)")
+    command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    command.set_defaults(run=_command)
+
+
+def _command(options: Any) -> int:
+    fields = fields_of(options) if options.command == "add" else {}
+    return starting.run(partial(_run, options, fields))
+
+
+async def _run(options: Any, fields: Mapping[str, Any]) -> int:
+    """Do what was asked for; what is refused is told in a line."""
+    try:
+        async with _records(options) as records:
+            await _do(records, options, fields)
+    except GatewayError as error:  # it may hold the words of whatever answered
+        sys.stderr.write(harmless_lines(str(error)) + "\n")
+        return starting.MISCONFIGURED if isinstance(error, ConfigurationError) else starting.FAILED
+    return starting.OK
+
+
+async def _do(records: Records, options: Any, fields: Mapping[str, Any]) -> None:
+    match options.command:
+        case "list":
+            found = await records.all()
+            _print(found, options, lambda: table(found))
+        case "show":
+            one = await records.get(options.name)
+            _print(one, options, lambda: page(one))
+        case "add":
+            added = await records.add(fields)
+            _print(added, options, lambda: f"added {options.name}")
+        case "remove":
+            await records.remove(options.name)
+            _print({"name": options.name}, options, lambda: f"removed {options.name}")
+        case word:
+            switched = await records.switch(options.name, is_enabled=word == "enable")
+            _print(switched, options, lambda: f"{word}d {options.name}")
+
+
+@asynccontextmanager
+async def _records(options: Any) -> AsyncIterator[Records]:
+    """Those of the gateway that was named, or of the store."""
+    named = os.environ.get("APOLLOS_GATEWAY", "") if options.gateway is None else options.gateway
+    if named:
+        gateway, token = address_of(named), _token(options.token_file)
+        async with http_client() as client:
+            yield RemoteRecords(client, gateway, token)
+        return
+    configuration = load_configuration(starting.servers_path())
+    async with configured_store(configuration) as store:
+        yield StoreRecords(configuration, store, local_identity())
+
+
+def _token(file: str | None) -> str | None:
+    """From the file, else from the environment; never from the command line, which every list of processes shows."""
+    where, text = "APOLLOS_TOKEN", os.environ.get("APOLLOS_TOKEN") or None
+    if file is not None:
+        where = f"--token-file {file}"
+        try:
+            with Path(file).expanduser().open("rb") as opened:
+                text = opened.read(_MAX_TOKEN).decode().strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise ConfigurationError(f"{where}: cannot be read ({reason})") from None
+    if text is None:
+        return None
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(f"{where}: does not hold a token: one word, without spaces")
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------- what is asked
+
+
+def fields_of(options: Any) -> dict[str, Any]:
+    """The fields of the record that `add` asks for; None and empty are those that were not given.
+
+    Raises:
+        ConfigurationError: a value is missing, or of no use.
+    """
+    if options.url is not None and options.after:
+        raise ConfigurationError("a remote server takes no arguments. Leave out what follows --")
+    return {
+        "name": options.name,
+        "url": options.url,
+        "command": options.program,
+        "docker_image": options.image,
+        "args": tuple(options.after),
+        "transport_type": options.transport,
+        "docker_ports": tuple(options.port),
+        "env": pairs("--env", options.env, lambda name: name),
+        "headers": pairs("--header", options.header, lambda name: name.upper().replace("-", "_")),
+        "required_roles": tuple(options.role),
+        "description": options.description,
+        "isolation": options.isolation,
+        "is_enabled": False if options.disabled else None,
+    }
+
+
+def pairs(option: str, given: list[str], variable_of: Callable[[str], str]) -> dict[str, str]:
+    """Names and values as they were given, with those filled in that stand elsewhere.
+
+    Args:
+        variable_of: the variable that holds the value of a name which stands alone.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if name in found:
+            raise ConfigurationError(f"{option} {name}: stands twice. Keep one")
+        if not equals:
+            variable = variable_of(name)
+            if variable not in os.environ:
+                raise ConfigurationError(
+                    f"{option} {name}: the variable {variable} is not set. Set it, or write {name}=-"
+                )
+            value = os.environ[variable]
+        found[name] = _from_stdin(f"{option} {name}") if equals and value == "-" else value
+    return found
+
+
+def _from_stdin(what: str) -> str:
+    if sys.stdin.isatty():
+        return getpass.getpass(f"{what}: ")
+    line = sys.stdin.readline()
+    if not line:
+        raise ConfigurationError(f"{what}: stdin ended before a line came")
+    return line.rstrip("\r\n")
+
+
+# ------------------------------------------------------------------------------------------------------- what is shown
+
+
+def _print(value: Any, options: Any, text: Callable[[], str]) -> None:
+    said = json.dumps(value, indent=2) if options.as_json else harmless_lines(text())
+    sys.stdout.write(said + "\n")
+
+
+def harmless_lines(text: str) -> str:
+    """Each line without what a terminal would obey."""
+    return "\n".join(harmless(line) for line in text.split("\n"))
+
+
+def table(servers: list[Json]) -> str:
+    """The servers in columns."""
+    rows = [_COLUMNS, *(_row(server) for server in servers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _row(server: Json) -> tuple[str, ...]:
+    roles = server.get("requiredRoles")
+    cells = (
+        server.get("name"),
+        server.get("transportType") or "-",
+        "no" if server.get("isEnabled") is False else "yes",
+        ",".join(map(str, roles)) if isinstance(roles, list) and roles else "-",
+        server.get("source") or "-",
+        _reached_by(server),
+    )
+    return tuple(harmless(" ".join(str(cell).split())) for cell in cells)
+
+
+def _reached_by(server: Json) -> str:
+    if server.get("imageName"):
+        return ":".join(str(part) for part in (server["imageName"], server.get("imageVersion")) if part)
+    return str(server.get("url") or server.get("command") or server.get("python") or "-")
+
+
+def page(server: Json) -> str:
+    """One server, a member in each line."""
+    width = max((len(key) for key in server), default=0)
+    return "\n".join(
+        f"{key.ljust(width)}  {_value(value)}" for key, value in server.items() if value not in (None, [], {})
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_value(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return json.dumps(value) if isinstance(value, bool) else " ".join(str(value).split())

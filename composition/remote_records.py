@@ -1,0 +1,153 @@
+"""The records of a running gateway, over its REST API.
+
+The commands come in (`registering`), with the gateway's address and a token. The gateway decides who may see and change
+what; here its answers become the same errors as those of the store, in sentences for a person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from pydantic.alias_generators import to_camel
+
+from composition.records import Records, image_parts
+from providers.endpoint import Answer, HttpClient, exchange
+from providers.errors import CallerError, ConfigurationError
+from providers.lines import Json
+
+_SECONDS = 30.0
+_MERGE_PATCH = "application/merge-patch+json"
+
+
+class RemoteRecords(Records):
+    """
+    Args:
+        gateway: its address, as `address_of` gives it.
+        token: who asks; None where the gateway authenticates nobody.
+    """
+
+    def __init__(self, client: HttpClient, gateway: str, token: str | None) -> None:
+        self._client, self._gateway, self._token = client, gateway, token
+
+    async def all(self) -> list[Json]:
+        found = self._read(await self._ask("GET", "/adapters"), list)
+        return [each for each in found if isinstance(each, dict)]
+
+    async def get(self, name: str) -> Json:
+        return (await self._known(name))[0]
+
+    async def add(self, fields: Mapping[str, Any]) -> Json:
+        answer = await self._ask("POST", "/adapters", body=_body(fields))
+        return dict(self._read(answer, dict))
+
+    async def switch(self, name: str, *, is_enabled: bool) -> Json:
+        _, tag = await self._known(name)
+        answer = await self._ask("PATCH", _path(name), body={"isEnabled": is_enabled}, only_if=tag)
+        return dict(self._read(answer, dict))
+
+    async def remove(self, name: str) -> None:
+        _, tag = await self._known(name)
+        self._check(await self._ask("DELETE", _path(name), only_if=tag), name)
+
+    async def _known(self, name: str) -> tuple[Json, str | None]:
+        """A server, and the tag of its version."""
+        answer = await self._ask("GET", _path(name))
+        if answer.status == 404:
+            raise CallerError(f"there is no server '{name}'")
+        return dict(self._read(answer, dict)), answer.headers.get("etag")
+
+    async def _ask(self, method: str, path: str, *, body: Any = None, only_if: str | None = None) -> Answer:
+        headers = {"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        if only_if is not None:
+            headers["If-Match"] = only_if
+        if body is not None:
+            headers["Content-Type"] = _MERGE_PATCH if method == "PATCH" else "application/json"
+        sent = None if body is None else json.dumps(body).encode()
+        try:
+            return await exchange(
+                self._client, method, self._gateway + path, headers=headers, body=sent, seconds=_SECONDS
+            )
+        except OSError as error:
+            raise CallerError(f"the gateway at {self._gateway} cannot be asked: {error}. Does it run?") from None
+
+    def _read(self, answer: Answer, kind: type[Any]) -> Any:
+        self._check(answer)
+        value = _json(answer)
+        if not isinstance(value, kind):
+            raise self._stranger()
+        return value
+
+    def _check(self, answer: Answer, name: str | None = None) -> None:
+        """
+        Raises:
+            CallerError: the gateway refused.
+            ConfigurationError: it refused what was written, and says why.
+        """
+        if answer.status < 300:
+            return
+        problem = _json(answer)
+        if answer.status == 401:
+            raise CallerError(
+                f"the gateway at {self._gateway} wants a token, or does not know this one. Put it into APOLLOS_TOKEN, "
+                "or into a file and name that with --token-file"
+            )
+        if not isinstance(problem, dict) or not isinstance(detail := problem.get("detail"), str):
+            raise self._stranger()
+        wrong = [f"{each.get('key')}: {each.get('text')}" for each in _errors(problem)]
+        if answer.status == 400 and wrong:
+            raise ConfigurationError(wrong)
+        raise CallerError("\n".join([detail, *wrong]))
+
+    def _stranger(self) -> CallerError:
+        return CallerError(f"what answers at {self._gateway} does not look like a gateway. Check the address")
+
+
+def _path(name: str) -> str:
+    return f"/adapters/{quote(name, safe='')}"
+
+
+def _json(answer: Answer) -> Any:
+    try:
+        return json.loads(answer.body)
+    except ValueError:
+        return None
+
+
+def _errors(problem: Json) -> list[Json]:
+    errors = problem.get("errors")
+    return [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else []
+
+
+def _body(fields: Mapping[str, Any]) -> Json:
+    """A record's fields in the words of the API."""
+    body = {to_camel(key): value for key, value in fields.items() if value is not None and value not in ((), {}, [])}
+    if "env" in body:
+        body["environmentVariables"] = body.pop("env")
+    if image := body.pop("dockerImage", None):
+        name, version = image_parts(image)
+        body |= {"imageName": name} | ({"imageVersion": version} if version else {})
+    return body
+
+
+def address_of(text: str) -> str:
+    """A gateway's address, however it was written: with or without the `/mcp` that clients use.
+
+    Raises:
+        ConfigurationError: it is none, or holds a user or a query, which every list of processes would show.
+    """
+    address = text.rstrip("/").removesuffix("/mcp")
+    try:
+        parts = urlsplit(address)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole or parts.username is not None or parts.query or parts.fragment:
+        raise ConfigurationError(
+            "--gateway (or APOLLOS_GATEWAY) must be an address such as http://127.0.0.1:8808, without user and query"
+        )
+    return address
