@@ -89,7 +89,9 @@ class View(Provider):
         if late:
             await _ask_all(late, caller, listings)
         if self.server is not None and mounts and listings[self.server] is None:
-            why = mounts[0].catalogue.error(caller) or f"server '{self.server}': does not say what it offers. Try again."
+            why = (
+                mounts[0].catalogue.error(caller) or f"server '{self.server}': does not say what it offers. Try again."
+            )
             raise lines.mcp_error(_INTERNAL_ERROR, str(why))  # nothing is no answer where there is nothing else to show
         return [
             (mount, mount.offer(found, self.names(mount)))

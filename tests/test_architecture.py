@@ -61,7 +61,15 @@ FLOORS = (
     ),
     ("providers.client", "providers.connection", "providers.docker", "providers.leases"),
     ("providers.parking", "providers.rounds", "providers.replica_board"),
-    ("providers.session", "providers.remote", "providers.sse", "providers.stdio", "providers.inprocess"),
+    ("providers.store_sqlite", "providers.store_redis"),
+    (
+        "providers.session",
+        "providers.remote",
+        "providers.sse",
+        "providers.stdio",
+        "providers.inprocess",
+        "providers.store_records",
+    ),
     (
         "providers.calls",
         "providers.elicitations",

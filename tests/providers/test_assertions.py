@@ -95,9 +95,7 @@ def test_other_keys_types_and_algorithms_are_refused() -> None:
         for part in ({"alg": "none", "typ": TYPE}, CLAIMS)
     )
     rsa = jwt.encode({"alg": "RS256", "typ": TYPE}, CLAIMS, RSAKey.generate_key(2048))
-    strong = jwt.encode(
-        {"alg": "HS512", "typ": TYPE}, CLAIMS, OctKey.import_key(KEY), algorithms=["HS512"]
-    )
+    strong = jwt.encode({"alg": "HS512", "typ": TYPE}, CLAIMS, OctKey.import_key(KEY), algorithms=["HS512"])
     refused = [none + ".", rsa, strong, signed(CLAIMS, {"typ": "JWT"}), signed(CLAIMS, key=b"x" * 32), "", "a.b.c", "x"]
     assert [verifier().verify(token, KEY) for token in refused] == [None] * len(refused)
     assert verifier().verify(signed(CLAIMS), b"") is None, "no key is known yet"
