@@ -109,7 +109,7 @@ async def test_who_was_away_for_too_long_asks_first_and_does_nothing_more(redis:
         await wire.send({"id": 1}, {})
         await eventually(lambda: not lease.is_certain)
         with anyio.fail_after(5):
-            while not isinstance(await other.claim(PLACE), Lease):
+            while not isinstance(await other.claim(PLACE), Lease):  # noqa: ASYNC110  # nobody can tell us
                 await anyio.sleep(0.05)
         with pytest.raises(BackendUnavailable, match="does not any more") as refusal:
             await wire.send({"id": 2}, {})
@@ -182,7 +182,7 @@ async def test_who_is_alive_is_known_for_so_long(redis: RedisServer) -> None:
         await board.announce("x", "http://x", 0.2)
         assert await board.url_of("x") == "http://x"
         with anyio.fail_after(5):
-            while await board.url_of("x") is not None:
+            while await board.url_of("x") is not None:  # noqa: ASYNC110  # nobody can tell us
                 await anyio.sleep(0.05)
         await board.announce("x", "http://x", LONG)
         await board.leave("x")

@@ -19,7 +19,7 @@ import pytest
 from providers.lines import MODERN
 from tests.helpers.gateway import ROOT, in_process, local
 from tests.helpers.ports import free_port
-from tests.helpers.processes import end
+from tests.helpers.processes import end, eventually
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.replicas import replicas, round_robin
 from tests.helpers.rpc import HANDSHAKE, NEWEST
@@ -118,11 +118,7 @@ async def test_events_are_not_held_back(tmp_path: Path, redis: RedisServer) -> N
         slow = {"name": "all_slow", "arguments": {"seconds": 2, "steps": 20}, "_meta": {"progressToken": 7}}
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.messages, "tools/call", slow)
-            with anyio.fail_after(10):
-                while not one.heard:
-                    await anyio.sleep(0.05)
+            await eventually(lambda: bool(one.heard))
             first = anyio.current_time()
-            with anyio.fail_after(10):
-                while len(one.heard) < 20:
-                    await anyio.sleep(0.05)
+            await eventually(lambda: len(one.heard) == 20)
             assert anyio.current_time() - first > 0.5, "they came one by one"
