@@ -61,7 +61,8 @@ def build_app(gateway: Gateway) -> ASGIApp:
         if scope["type"] == "http" and scope["path"] in _PROBES:
             await _PROBES[scope["path"]](gateway)(scope, receive, send)
         else:
-            asked_path.set(scope.get("path", ""))
+            if scope["type"] == "http":
+                asked_path.set(scope["path"])
             await mcp_app(_trimmed(scope), receive, send)
 
     return app
