@@ -69,7 +69,7 @@ async def test_questions_and_progress_pass_through_the_owner(
                 answer = await one.finished("tools/call", call)
                 assert [question["method"] for question in one.asked] == ["elicitation/create"]
                 assert not answer["result"].get("isError"), answer
-                slow = {"name": "box_slow", "arguments": {"seconds": 0.1, "steps": 2}, "_meta": {"progressToken": 7}}
+                slow = {"name": "box_slow", "arguments": {"seconds": 1.2, "steps": 2}, "_meta": {"progressToken": 7}}
                 told = await one.messages("tools/call", slow)
                 assert [each["params"]["progressToken"] for each in told if "method" in each] == [7, 7]
 
