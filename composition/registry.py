@@ -115,6 +115,7 @@ class Registry(View):
     def _unmount(self, name: str) -> None:
         mount = self._mounts.pop(name)
         mount.subscriptions.close()
+        self._listeners.stop(name)
         for callback in self.on_unmount:
             callback(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)

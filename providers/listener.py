@@ -147,10 +147,11 @@ class Listeners:
         self._of_sessions.clear()  # of an event loop that is gone
         self._streams.clear()
 
-    def stop(self) -> None:
-        """End all streams: their clients are told so, and come back if they like."""
+    def stop(self, server: str | None = None) -> None:
+        """End all streams, or those that came for one server: their clients are told so, and come back if they like."""
         for stream in list(self._streams):
-            stream.mailbox.close()
+            if server in (None, stream.caller.server):
+                stream.mailbox.close()
 
     # --- handshake clients: one for each session
 

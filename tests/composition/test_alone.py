@@ -267,6 +267,22 @@ async def test_a_stream_ends_with_its_server() -> None:
             await stream.read()
 
 
+@modern
+async def test_a_stream_of_the_newest_era_ends_with_its_server_too() -> None:
+    async with (
+        gateway() as served,
+        ears(served, toolsListChanged=True) as of_all,
+        ears(replace(served, url=alone(served.url, "b")), toolsListChanged=True) as stream,
+    ):
+        await of_all.next()
+        await stream.next()
+        served.path.write_text(patient_toml({"c": HIDDEN}))
+        assert (await stream.next())["result"]
+        with pytest.raises(AssertionError, match="ended"):
+            await stream.next()
+        assert (await of_all.next())["method"] == "notifications/tools/list_changed"
+
+
 @core
 async def test_a_role_that_is_taken_away_ends_access_in_running_sessions() -> None:
     async with gateway(tokens()) as served, window(alone(served.url, "b"), "bob") as one:
@@ -294,3 +310,20 @@ async def test_a_front_is_made_once_and_only_when_somebody_comes(monkeypatch: py
             tasks.start_soon(begin, alone(served.url, "b"))
     assert made[len(before) :] == ["b"]
     assert "b" not in before
+
+
+@core
+async def test_a_call_goes_on_while_other_servers_come_and_go() -> None:
+    async with gateway() as served, window(alone(served.url, "b")) as one:
+        answers: list[Any] = []
+
+        async def call() -> None:
+            answers.append(await one.call("slow", seconds=1.5, steps=3))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await eventually(lambda: any(what == "progress" for what, _ in one.heard))
+            served.path.write_text(patient_toml({"b": BACKEND, "newcomer": BACKEND}))
+            await eventually(lambda: "newcomer" in served.gateway.registry.mounts)
+            assert not answers, "the call is still under way"
+        assert len(answers) == 1
