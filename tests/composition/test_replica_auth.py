@@ -60,7 +60,9 @@ async def test_who_is_vouched_for_is_who_it_was(redis: RedisServer) -> None:
         assert await verified(auth, bearer, PATH) == EVE
 
 
-@pytest.mark.parametrize("path", ["/mcp", "/adapters", "/adapters/box", "/adapters/other/mcp", "/adapters/box/mcp/", ""])
+@pytest.mark.parametrize(
+    "path", ["/mcp", "/adapters", "/adapters/box", "/adapters/other/mcp", "/adapters/box/mcp/", ""]
+)
 async def test_nowhere_else(redis: RedisServer, path: str) -> None:
     async with owner(redis) as (_, auth, bearer):
         assert await verified(auth, bearer, path) is None
