@@ -77,7 +77,7 @@ class Fence:
 
         def remove(api: Api) -> None:
             labelled = api.containers(all=True, filters={"label": f"{CLUSTER}={self.cluster}"})
-            left = [facts for facts in labelled if self._is_left(facts, place, token)]
+            left = [facts for facts in labelled if self.is_left(facts, place, token)]
             for facts in left:
                 logger.info("server '%s': removing the container of a replica that has gone", place[0])
                 with tolerating(404, 409):
@@ -87,7 +87,9 @@ class Fence:
 
         await self._engine.call(place[0], remove, SLOW)
 
-    def _is_left(self, facts: Mapping[str, Any], place: Place, token: int) -> bool:
+    def is_left(self, facts: Mapping[str, Any], place: Place, token: int) -> bool:
+        """Whether a container, as Docker lists it, is of a place and of another lease than this one, and a replica made
+        it. Labels that were copied fit no other name or image."""
         labels = facts.get("Labels") or {}
         if (labels.get(SERVER), labels.get(SCOPE)) != place or labels.get(LEASE) == str(token):
             return False
