@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import anyio
 from pydantic_core import from_json
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yarl import URL
 
@@ -25,11 +25,12 @@ from providers import lines
 from providers.endpoint import Endpoint, HttpResponse
 from providers.errors import BackendError
 from providers.resource import McpServerResource, TransportType
+from providers.sharing import SENT_ON
 from providers.wire import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
 
-SESSION, SENT_ON = b"mcp-session-id", b"apollos-sent-on"
+SESSION = b"mcp-session-id"
 _STATE = b'"requestState"'
 _OF_ONE_HOP = frozenset(
     (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization")
@@ -48,6 +49,12 @@ class Forwarding:
         if scope["type"] != "http" or not scope["path"].endswith("/mcp"):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        if self._replicas.leases.is_leaving and SENT_ON in headers and scope["method"] == "POST":
+            body = await _read(receive)
+            if _is_request(body):
+                # without a JSON-RPC error, which would be the answer to the call: it can be sent to whoever is next
+                return await Response(status_code=421)(scope, receive, send)
+            receive = _again(body, receive)
         session, may_send_on = headers.get("mcp-session-id"), _may_send_on(scope, headers)
         if session is not None:
             url = await self._replicas.elsewhere(session) if may_send_on else None
@@ -115,7 +122,7 @@ class Forwarding:
 
 def _may_send_on(scope: Scope, headers: Headers) -> bool:
     """A request that came from another replica stays here; and one of nobody is refused here."""
-    if SENT_ON.decode() in headers:
+    if SENT_ON in headers:
         return False
     if "user" not in scope:  # nobody is authenticated
         return True
@@ -159,12 +166,21 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 def _headers(scope: Scope) -> dict[str, str]:
     kept: Iterable[tuple[bytes, bytes]] = scope["headers"]
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in kept if name not in _NOT_SENT_ON}
-    return headers | {SENT_ON.decode(): "1", "accept-encoding": "identity"}
+    return headers | {SENT_ON: "1", "accept-encoding": "identity"}
 
 
 def _start_of(response: HttpResponse) -> Message:
     headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _OF_ONE_HOP]
     return {"type": "http.response.start", "status": response.status, "headers": headers}
+
+
+def _is_request(body: bytes) -> bool:
+    """Whether a message is one that begins something; an answer or a notification belongs to what runs already."""
+    try:
+        message = from_json(body)
+    except ValueError:
+        return True
+    return not isinstance(message, dict) or {"method", "id"} <= message.keys()
 
 
 def _gone() -> JSONResponse:

@@ -204,6 +204,8 @@ class Gateway:
     async def drain(self) -> None:
         """Take no more calls, and give the open ones `drain_timeout` seconds to end."""
         self.state = GatewayState.DRAINING
+        if self.replicas is not None:
+            self.replicas.leave()
         self.parking.drain()
         self.registry.listeners.stop()
         async with anyio.create_task_group() as tasks:

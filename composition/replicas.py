@@ -132,14 +132,16 @@ class Replicas:
                 logger.warning("the other replicas are not reached: %s", error)
             self._complaint = str(error)
 
+    def leave(self) -> None:
+        """The gateway drains: take over nothing more, and let no replica pass new calls on to us."""
+        self.leases.leave()
+
     async def hand_over(self, let_go: Callable[[], None]) -> None:
-        """The gateway drains: take over nothing more, let no replica pass new calls on to us, and give back each
-        container that nobody calls any more, until cancelled.
+        """While it drains: give back each container that nobody calls any more, until cancelled.
 
         Args:
             let_go: begins to stop those.
         """
-        self.leases.leave()
         while True:
             let_go()
             await self.leases.hand_over(all_of_them=False)
@@ -182,8 +184,6 @@ class Replicas:
             is_request: it comes with a request. Else it is asked whether what was let in may go on: then an assertion
                 may be old, and has been used.
         """
-        if is_request and self.leases.is_leaving:
-            return None
         assertion = self._verifier.verify(token, self.fence.key, is_new=is_request)
         lease = assertion and self.leases.held((assertion.server, assertion.scope))
         return assertion if assertion and lease and lease.holder.token == assertion.lease else None

@@ -29,6 +29,8 @@ from providers.wire import MAX_MESSAGE_BYTES, Deliver, Message, OpenWire, Wire, 
 
 logger = logging.getLogger(__name__)
 
+SENT_ON = "apollos-sent-on"
+"""A header on what one replica sends to another: it is not sent on again, and turned away by one that drains."""
 _LOOK_AGAIN = 0.25
 _PROBE_SECONDS = 1.0
 _TAKE_OVER_SECONDS = 2.0
@@ -160,7 +162,6 @@ class Sharing:
             streamable_http_wire(there, deliver, self._client(), endpoint=endpoint) as wire,
             background_tasks() as tasks,
         ):
-            endpoint.on_refusal = wire.fail
             tasks.start_soon(self._watch, wire, holder, place)
             yield wire
 
@@ -243,15 +244,13 @@ class ReplicaEndpoint(Endpoint):
     ) -> None:
         super().__init__(resource, client, MAX_MESSAGE_BYTES)
         self._vouch = vouch
-        self.on_refusal: Callable[[BackendError], None] = lambda error: None
 
     def headers(self, mcp: Mapping[str, str], identity: Identity | None) -> dict[str, str]:
-        return strip_auth_headers(mcp) | self._vouch(identity) | {"accept-encoding": "identity"}
+        return strip_auth_headers(mcp) | self._vouch(identity) | {SENT_ON: "1", "accept-encoding": "identity"}
 
     def refusal(self, status: int) -> BackendUnavailable:
-        error = BackendUnavailable(self.server, _GONE, not_sent=400 <= status < 500)
-        self.on_refusal(error)
-        return error
+        # what it refused it has not done: whoever sent it opens another wire, which leads to who runs it now
+        return BackendUnavailable(self.server, _GONE, not_sent=400 <= status < 500)
 
 
 def _as_remote(url: str, server: str, resource: McpServerResource | None = None) -> McpServerResource:

@@ -77,13 +77,6 @@ async def test_what_was_let_in_may_go_on_while_the_lease_is_ours(redis: RedisSer
         assert await verified(auth, bearer, None) is None
 
 
-async def test_who_leaves_lets_nobody_new_in(redis: RedisServer) -> None:
-    async with owner(redis) as (us, auth, bearer):
-        us.leases.leave()
-        assert await verified(auth, bearer, PATH) is None
-        assert await verified(auth, bearer, None) == EVE
-
-
 async def test_the_configured_provider_is_asked_for_all_others(redis: RedisServer) -> None:
     async with owner(redis) as (_, auth, _bearer):
         for path in (PATH, "/mcp", None):

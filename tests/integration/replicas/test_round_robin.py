@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from providers.lines import MODERN
-from tests.helpers.gateway import in_process, local
+from tests.helpers.gateway import alone, in_process, local
 from tests.helpers.people import token, tokens
 from tests.helpers.processes import eventually
 from tests.helpers.redis_server import RedisServer
@@ -136,3 +136,22 @@ async def test_a_client_that_goes_away_ends_both_requests(redis: RedisServer) ->
                     if once_more.status == 200:
                         break
                 await anyio.sleep(0.05)
+
+
+async def test_a_replica_that_drains_turns_away_what_another_sends_and_takes_answers(redis: RedisServer) -> None:
+    async with replicas(redis, {"b": local("raw_asks.py")}, count=1) as (only,), aiohttp.ClientSession() as http:
+        assert only.gateway.replicas is not None
+        headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": NEWEST}
+        request = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        answer = {"jsonrpc": "2.0", "id": 1, "result": {}}
+        found = list[int]()
+        for is_leaving in (False, True):
+            if is_leaving:
+                only.gateway.replicas.leases.leave()
+            for body in (request, answer):
+                sent_on = headers | {"Apollos-Sent-On": "1"}
+                async with http.post(alone(only.url, "b"), json=body, headers=sent_on) as response:
+                    found.append(response.status)
+        assert 421 not in (*found[:2], found[3]) and found[2] == 421
+        async with http.post(alone(only.url, "b"), json=request, headers=headers) as response:
+            assert response.status != 421, "a client is not another replica"
