@@ -344,4 +344,4 @@ async def test_a_call_by_an_own_tool_is_written_down_as_the_call_that_it_is(file
             ("open_echo", "everyone"),
             ("closed_echo", "not readable"),
         ]
-        assert "quiet words" not in file.read_text()
+        assert "quiet words" not in text_of(file)
