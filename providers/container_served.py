@@ -25,6 +25,7 @@ from providers.docker_engine import EngineHung, EngineUnavailable, ImageMissing
 from providers.endpoint import OwnConnections, http_client
 from providers.errors import BackendError, BackendTimeout, BackendUnavailable
 from providers.resource import McpServerResource
+from providers.sharing import Sharing
 from providers.wire import Deliver, Wire, opened_for
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class House(Protocol):
 
     open_remote: OpenRemote
     engine_problem: EngineUnavailable | None
+    sharing: Sharing | None
 
     async def filled(self, resource: McpServerResource) -> McpServerResource: ...
     async def manager(self) -> McpContainerManager: ...
@@ -114,8 +116,7 @@ class _Served:
     slot: Slot | None = None
     container: Container | None = None
     address: Address | None = None
-    error: BackendError | None = None
-    """Why it did not come up, or what became of it."""
+    error: BackendError | None = None  # why it did not come up, or what became of it
     settled: anyio.Event = field(default_factory=anyio.Event)
     users: int = 0
     lines: set[_Line] = field(default_factory=set)
