@@ -244,3 +244,72 @@ async def test_with_the_scope_gateway_it_is_kept_as_its_users(tmp_path: Path, mo
         assert not (await bobs_other.call(f"{name}_echo", text="hello")).get("isError")
         assert not (await bobs_other.call("gateway_remove_server", name=name)).get("isError")
         assert await names(bob) == ["all", "gateway"]
+
+
+@core
+@pytest.mark.parametrize("era", VERSIONS)
+async def test_a_change_of_servers_does_not_end_a_call_that_asks(era: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    async with shop(tmp_path, monkeypatch) as gateway, gateway.client("ada", era) as ada:
+        registry, store = gateway.served.gateway.registry, gateway.served.gateway.store
+
+        def approve(params: object) -> dict[str, object]:
+            registry.sync(dict(store.snapshot))
+            return YES
+
+        ada.answers["elicitation/create"] = approve
+        assert called(await add(ada, "echo")) == "echo"
+
+
+@core
+async def test_an_operators_server_has_the_gateways_secrets_only_when_that_was_approved(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setenv("APOLLOS_SECRET_KEYED_API_KEY", "the operator's")
+    async with (
+        shop(tmp_path, monkeypatch, **ALLOWED) as gateway,
+        gateway.client("ada", HANDSHAKE) as ada,
+        gateway.client("ada", HANDSHAKE, capabilities={}) as unasked,
+        gateway.client("bob", HANDSHAKE) as bob,
+    ):
+        assert "does not let the gateway ask" in problem(await add(unasked, "keyed"))
+        ada.answers["elicitation/create"] = NO
+        assert "not approved" in problem(await add(ada, "keyed"))
+        assert "secret: keyed.API_KEY" in ada.asked[0]["params"]["message"]
+        ada.answers["elicitation/create"] = YES
+        assert called(await add(ada, "keyed")) == "keyed"
+        resource = gateway.served.gateway.registry.resource("keyed")
+        assert resource is not None and not resource.per_user
+        assert "the gateway's" in problem(
+            await ada.call("gateway_configure_server", name="keyed", secrets=["keyed.API_KEY"])
+        )
+        bob.answers["elicitation/create"] = NO
+        assert "It needs secrets: keyed-" in problem(await add(bob, "keyed", called="keyed"))
+
+
+@core
+async def test_one_for_all_of_the_same_name_takes_its_place(tmp_path: Path, monkeypatch: Patch) -> None:
+    async with (
+        shop(tmp_path, monkeypatch, **ALLOWED) as gateway,
+        gateway.client("ada", HANDSHAKE) as ada,
+        gateway.client("bob", HANDSHAKE) as bob,
+    ):
+        assert called(await add(ada, "echo")) == "echo"
+        ending = called(await add(bob, "echo"))
+        assert ending.startswith("echo-")
+        second = called(await add(ada, "echo"))
+        assert second.startswith("echo-") and second != ending
+        own = gateway.served.gateway
+        everybodys = own.registry.mounts["all"].resource.model_copy(update={"name": "echo"})
+        await own.store.files.upsert(everybodys)
+        await eventually(lambda: own.registry.mounts["echo"].session is None)
+        for one in (ada, bob):
+            assert {"echo", "all"} <= set(await names(one))
+
+
+@core
+async def test_when_the_gateway_stops_nothing_is_left(tmp_path: Path, monkeypatch: Patch) -> None:
+    async with shop(tmp_path, monkeypatch, **ALLOWED) as gateway:
+        async with gateway.client("bob", HANDSHAKE, says_goodbye=False) as bob:
+            name = called(await add(bob, "echo"))
+        assert name in gateway.served.gateway.registry.mounts
+    assert set(gateway.served.gateway.registry.mounts) == {"all"}
