@@ -45,6 +45,10 @@ async def test_a_server_is_found_added_used_and_removed(tmp_path: Path, monkeypa
         assert through == answer
         for one in others:
             await looks_absent(one, name)
+        async with gateway.client("ada", HANDSHAKE) as late:
+            assert name not in str(late.welcome)
+        for user in ("bob", "ada"):
+            assert await gateway.status_alone(user, name) == 404
 
         assert not (await bob.call("gateway_remove_server", name=name)).get("isError")
         await bob.until(lambda: changes(bob) == 2)
@@ -63,9 +67,13 @@ async def looks_absent(one: HandClient, name: str) -> None:
         ("tools/call", "name", "{}_echo"),
         ("prompts/get", "name", "{}_greet"),
         ("resources/read", "uri", "file://{}/x"),
+        *([("resources/subscribe", "uri", "file://{}/x")] if MODERN and one.era == HANDSHAKE else []),
     ):
         told = [await refusal(one, method, {key: text.format(each)}) for each in (name, absent)]
         assert told[0] == told[1].replace(absent, name)
+    if MODERN:
+        asked = {"ref": {"type": "ref/prompt", "name": f"{name}_greet"}, "argument": {"name": "name", "value": ""}}
+        assert (await one.request("completion/complete", asked))["completion"]["values"] == []
     for tool in ("gateway_describe_tool", "gateway_call_tool"):
         told = [problem(await one.call(tool, name=f"{each}_echo")) for each in (name, absent)]
         assert told[0] == told[1].replace(absent, name)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.helpers.clients import HandClient, Json, connect_http
-from tests.helpers.gateway import ServedGateway, gateway_over_http, in_process, servers_toml
+from tests.helpers.gateway import ServedGateway, alone, gateway_over_http, in_process, servers_toml
 from tests.helpers.mcp_registry import package, registry, server
 from tests.helpers.people import token, tokens
 from tests.helpers.processes import SERVERS
@@ -53,6 +54,16 @@ class Shop:
         async with connect_http(self.served.url, era, headers=headers, **options) as one:
             one.patience = 30.0  # a server is started
             yield one
+
+    async def status_alone(self, user: str, name: str) -> int:
+        """The HTTP status where a server is served alone."""
+        headers = {"Authorization": f"Bearer {token(user)}", "Accept": "application/json, text/event-stream"}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as http,
+            http.post(alone(self.served.url, name), json=message) as answer,
+        ):
+            return answer.status
 
 
 @asynccontextmanager
