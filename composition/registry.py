@@ -224,7 +224,7 @@ class Registry(View):
             await anyio.sleep(1)
             for mount in list(self._mounts.values()):
                 mount.catalogue.tick()
-            busy = {each.server for each in self._pool.connections() if each.in_use}
+            busy = {each.server for each in self._pool.connections() if each.in_use or not each.is_open}
             for name in self._of_sessions.unused(busy):
                 self.remove_for(self._of_sessions.session_of(name), name)
 

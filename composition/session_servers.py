@@ -74,11 +74,13 @@ class SessionServers:
         """Those of callers without sessions that nobody has used for long.
 
         Args:
-            busy: the servers with calls under way.
+            busy: the servers with calls under way, or that are being connected to: that is use, too.
         """
         now = anyio.current_time()
+        for session in {self._sessions[name] for name in busy if name in self._sessions}:
+            self._used_at[session] = now
         return [
             name
             for name, session in self._sessions.items()
-            if not session.startswith(_LASTING) and name not in busy and now - self._used_at[session] > self._timeout
+            if not session.startswith(_LASTING) and now - self._used_at[session] > self._timeout
         ]

@@ -106,7 +106,7 @@ async def test_one_of_a_client_without_a_session_is_its_users_and_goes_when_unus
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
     async with (
-        shop(tmp_path, monkeypatch, session_timeout=2.0, **ALLOWED) as gateway,
+        shop(tmp_path, monkeypatch, session_timeout=4.0, **ALLOWED) as gateway,
         gateway.client("bob", NEWEST) as bob,
         gateway.client("bob", NEWEST) as bobs_other,
         gateway.client("ada", NEWEST) as ada,
@@ -119,7 +119,7 @@ async def test_one_of_a_client_without_a_session_is_its_users_and_goes_when_unus
             assert name in await names(one)
         assert not (await bob.call(f"{name}_echo", text="hello")).get("isError")
         await looks_absent(ada, name)
-        await eventually(lambda: name not in gateway.served.gateway.registry.mounts)
+        await eventually(lambda: name not in gateway.served.gateway.registry.mounts, within=20)
         await bob.until(lambda: changes(bob) == 2)
         assert changes(ada) == 0
 
