@@ -189,13 +189,14 @@ class Adding:
     # --- there, or not
 
     async def connected(self, caller: Caller, resource: McpServerResource) -> Listing:
-        """Mount it for the caller's session and connect once. What does not answer is unmounted again.
+        """Mount it for the caller's session and connect once; then it is there, or in the store. What does not answer
+        is unmounted again, and was never there.
 
         Raises:
             CallerError: it could not be used, or the session has ended.
         """
         self.check_room(caller)  # others may have been added while a person was asked
-        mount = self.mount(caller, resource)
+        mount = self._mount(caller, resource)
         listing, problem = None, ""
         try:
             listing = await mount.catalogue.get(caller)
@@ -207,20 +208,32 @@ class Adding:
             raise CallerError(f"It was not added, because it could not be used: {problem}")
         if self._registry.mounts.get(resource.name) is not mount:
             raise CallerError("It was not added: this session has ended.")
+        await self._settle(caller, mount)
         return listing
 
-    def mount(self, caller: Caller, resource: McpServerResource) -> Mount:
-        """Offer it to the caller's session.
+    def put_back(self, caller: Caller, resource: McpServerResource) -> None:
+        """A server that was there before.
 
         Raises:
-            CallerError: that has ended, or the name is taken.
+            CallerError: the session has ended, or the name is taken.
+        """
+        self._registry.offer(self._mount(caller, resource))
+
+    def _mount(self, caller: Caller, resource: McpServerResource) -> Mount:
+        """
+        Raises:
+            CallerError: the session has ended, or the name is taken.
         """
         if not self._sessions.is_alive(caller):
             raise CallerError("This session has ended.")
         return self._registry.add_for(caller.session, resource)
 
-    async def keep(self, caller: Caller, resource: McpServerResource) -> None:
-        """From the session into the store, for as long as that lasts."""
+    async def _settle(self, caller: Caller, mount: Mount) -> None:
+        """For the session now, or in the store for as long as that lasts."""
+        resource = mount.resource
+        if not self.is_lasting:
+            self._registry.offer(mount)
+            return
         self._registry.remove_for(caller.session, resource.name)
         await self._store.upsert(resource, expected_version=0)
         await self._until(lambda: resource.name in self._registry.mounts)

@@ -150,10 +150,9 @@ class DynamicTools:
         try:
             given = await self._adding.ask_for_missing(caller, resource, person)
             listing = await self._adding.connected(caller, resource)
-            self._origins[name] = _Origin(asked)
-            if self._adding.is_lasting:
-                await self._adding.keep(caller, resource)
             is_there = True
+            if not self._adding.is_lasting:
+                self._origins[name] = _Origin(asked)
         finally:
             if not is_there:
                 with anyio.CancelScope(shield=True):
@@ -250,7 +249,7 @@ class DynamicTools:
             raise CallerError(f"It stays as it was. {error}") from None
         finally:
             if not is_there:
-                self._adding.mount(caller, old)
+                self._adding.put_back(caller, old)
                 for name, value in kept.items():
                     self._passing.keep(name, value, owner)
                 self._origins[old.name] = origin

@@ -78,6 +78,7 @@ class Mount:
         session: str | None = None,
     ) -> None:
         self.resource, self.session = resource, session
+        self.is_offered = session is None  # what a session adds is there once it was connected to
         self.namespace = Namespace(resource.name)
         self._sessions = sessions
         self._lookup = lookup
@@ -102,7 +103,9 @@ class Mount:
 
     def is_for(self, caller: Caller) -> bool:
         """Whether it is there for a caller."""
-        return self.session in (None, caller.session) and may(caller.identity, "read", self.resource)
+        return (
+            self.is_offered and self.session in (None, caller.session) and may(caller.identity, "read", self.resource)
+        )
 
     def start(self, tasks: TaskGroup) -> None:
         """Work in this task group from now on."""

@@ -133,7 +133,8 @@ class Registry(View):
         )
         if self._tasks is not None:
             mount.start(self._tasks)
-            self._announce(name, KINDS, session=session)
+            if mount.is_offered:
+                self._announce(name, KINDS)
             logger.info("server '%s' mounted", name)
         return mount
 
@@ -146,7 +147,8 @@ class Registry(View):
             callback(name)
         self._pool.evict(name, before_generation=mount.target.generation + 1)
         self._past.setdefault(name, mount.resource)
-        self._announce(name, KINDS, session=mount.session)
+        if mount.is_offered:
+            self._announce(name, KINDS, session=mount.session)
         logger.info("server '%s' unmounted", name)
 
     def _remount(self, mount: Mount, resource: McpServerResource) -> None:
@@ -180,7 +182,7 @@ class Registry(View):
     # --- servers of one client session
 
     def add_for(self, session: str, resource: McpServerResource) -> Mount:
-        """Offer a server to one client session alone, until that ends.
+        """Mount a server for one client session alone, until that ends. It is not there before `offer`.
 
         Raises:
             CallerError: there is one of this name, be it hidden or not.
@@ -189,6 +191,11 @@ class Registry(View):
             raise CallerError(f"The name '{resource.name}' cannot be used. Choose another.")
         self._of_sessions.add(session, resource)
         return self._mount(resource, session)
+
+    def offer(self, mount: Mount) -> None:
+        """Let a session have its server; it is told."""
+        mount.is_offered = True
+        self._announce(mount.resource.name, KINDS, session=mount.session)
 
     def remove_for(self, session: str, name: str) -> bool:
         """Take a server of a session's own away; whether there was one."""

@@ -138,6 +138,7 @@ async def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch:
         address = await bob.call("gateway_add_server", name="http://169.254.169.254/mcp", source="url")
         assert "public internet" in problem(address)
         assert "'called'" in problem(await add(bob, "echo", called="gateway"))
+        assert changes(bob) == 0
         assert set(gateway.served.gateway.registry.mounts) == {"all"}
         assert await names(bob) == ["all", "gateway"]
 
