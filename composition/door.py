@@ -20,6 +20,7 @@ import anyio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from composition.api import problems
 from providers.audit import Asked, Audit, rule_of_all
 from providers.audit_log import AuditFailed
 from providers.identity import Identity
@@ -119,7 +120,7 @@ class Door:
         visit.identity = user
         has_paused = await self._pause(user.key if user else network_of(scope))
         headers = {} if has_paused and _is_short(scope) else {"Connection": "close"}
-        response = too_often(wait, is_user=user is not None, headers=headers)
+        response = too_often(scope, wait, is_user=user is not None, headers=headers)
         await response(scope, receive, leave)
 
     async def _pause(self, who: str) -> bool:
@@ -149,7 +150,7 @@ class Door:
                 except AuditFailed as error:
                     if message["status"] < HTTPStatus.BAD_REQUEST:  # what is refused is refused, written or not
                         is_replaced = True
-                        await _send_whole(refusal(503, REFUSED, str(error)), send)
+                        await _send_whole(refusal_for(scope, 503, str(error)), send)
                         return
             await send(message)
 
@@ -174,14 +175,21 @@ class Door:
         await self._audit.decision(scope, asked, visit.identity, rule, allow=not is_refused)
 
 
-def too_often(wait: float, *, is_user: bool, headers: dict[str, str] | None = None) -> JSONResponse:
+def too_often(scope: Scope, wait: float, *, is_user: bool, headers: dict[str, str] | None = None) -> JSONResponse:
     """The refusal of a request that comes too soon."""
     seconds = max(1, math.ceil(wait))
     if is_user:
         text = f"You send more requests than one user may send. Try again in {seconds} s, and send fewer at once."
     else:
         text = f"Too many requests without a valid token come from your address. Try again in {seconds} s."
-    return refusal(429, REFUSED, text, {"Retry-After": str(seconds), **(headers or {})})
+    return refusal_for(scope, 429, text, {"Retry-After": str(seconds), **(headers or {})})
+
+
+def refusal_for(scope: Scope, status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A refusal in the words of what was asked: MCP's, or those of the REST API."""
+    if scope["path"].endswith("/mcp"):
+        return refusal(status, REFUSED, text, headers)
+    return problems.response(problems.Refusal(status, text, headers=headers))
 
 
 def refusal(status: int, code: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -27,6 +27,8 @@ from composition.own_tools import OwnTools
 from composition.parts import audit_log, container_options, layered_store, open_secrets, pool_limits
 from composition.registry import Registry
 from composition.relay import Relay
+from composition.replica_auth import ReplicaAuth
+from composition.replicas import replicas_for
 from composition.root import RootMiddleware
 from composition.servers_file import Configuration, watch_configuration
 from composition.settings import ToolListing
@@ -100,11 +102,19 @@ class Gateway:
         self.sessions = ClientSessions()
         self.pool = McpConnectionPool(pool_limits(settings, max_connections))
         self.secrets = open_secrets(settings)
+        self.replicas = replicas_for(settings, has_auth=auth is not None)
+        if self.replicas is not None and auth is not None:
+            auth = ReplicaAuth(auth, self.replicas)
         self.watch = TokenWatch(auth.verify_token if auth else None)
         self.parking = ParkingLot(hold=self.watch.hold)
         self.address_rules = AddressRules(settings.allowed_networks)
         self.containers = ContainerSupervisor(
-            container_options(configuration), self.pool, self._open_remote, self._record, self._filled
+            container_options(configuration, self.replicas.fence.marks if self.replicas else None),
+            self.pool,
+            self._open_remote,
+            self._record,
+            self._filled,
+            sharing=self.replicas.sharing if self.replicas else None,
         )
         self._tasks: TaskGroup | None = None
         local = None if auth else self.operator
@@ -161,6 +171,8 @@ class Gateway:
         """
         admission, welcome = self._admission(view), Welcome(self.settings.name, view)
         middleware = [self.root, welcome] if lines.MODERN else [admission, self.root, welcome]
+        if self.replicas is not None:
+            options |= low_level.sealing_with_mark(self.replicas.marked, self.replicas.unmarked)
         server = DirectServer(
             view, name=name, version=VERSION, middleware=middleware, mask_error_details=True, **options
         )
@@ -212,6 +224,7 @@ class Gateway:
                 http_client() as self._http,
                 http_client(within=self.address_rules) as self._http_within_rules,
                 self.store,
+                self.replicas or nullcontext(),
                 self.containers,
                 anyio.create_task_group() as tasks,
             ):
@@ -237,9 +250,15 @@ class Gateway:
     async def drain(self) -> None:
         """Take no more calls, and give the open ones `drain_timeout` seconds to end."""
         self.state = GatewayState.DRAINING
+        if self.replicas is not None:
+            self.replicas.leave()
         self.parking.drain()
         self.registry.listeners.stop()
-        await self.root.drain(self.settings.drain_timeout)
+        async with anyio.create_task_group() as tasks:
+            if self.replicas is not None:
+                tasks.start_soon(self.replicas.hand_over, self.containers.let_go)
+            await self.root.drain(self.settings.drain_timeout)
+            tasks.cancel_scope.cancel()
 
     # --- configuration
 

@@ -64,7 +64,7 @@ class Guard:
         except NotAuthenticated:
             return await self._app(scope, receive, send)  # which says how to authenticate
         if wait := self._vouch(scope, user):
-            return await too_often(wait, is_user=True)(scope, receive, send)
+            return await too_often(scope, wait, is_user=True)(scope, receive, send)
         _name_owner(scope, user)
         if _opens_session(scope, headers):
             return await self._open(user, scope, receive, send)

@@ -25,9 +25,11 @@ from composition.alone import ServersAlone, serve_alone
 from composition.api import routes
 from composition.auth_settings import is_loopback
 from composition.door import Door, RequestRates
+from composition.forwarding import Forwarding
 from composition.gateway import Gateway, GatewayState
 from composition.guard import MAX_HEADER_BYTES, Guard
 from composition.replay import RETRY_MILLISECONDS, ReplayStore
+from composition.replica_auth import asked_path
 from composition.starting import settle_memory
 from composition.token_watch import EndsWithToken
 from providers import lines
@@ -57,12 +59,11 @@ def build_app(gateway: Gateway) -> ASGIApp:
     metadata_url = getattr(gateway.mcp.auth, "metadata_url", lambda path: None)(PATH)
     ends_with_token = StarletteMiddleware(EndsWithToken, watch=gateway.watch, metadata_url=metadata_url)
     sessions = _session_options(gateway)
+    middleware = [ends_with_token, guard]
+    if gateway.replicas is not None:
+        middleware.append(StarletteMiddleware(Forwarding, replicas=gateway.replicas))
     mcp_app = gateway.mcp.http_app(
-        path=PATH,
-        host_origin_protection=True,
-        middleware=[ends_with_token, guard],
-        **_public_names(gateway.settings.public_url),
-        **sessions,
+        path=PATH, host_origin_protection=True, middleware=middleware, **_names(gateway), **sessions
     )
     serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions))
 
@@ -73,6 +74,8 @@ def build_app(gateway: Gateway) -> ASGIApp:
         if scope["type"] == "http" and scope["path"] in _PROBES:
             await _PROBES[scope["path"]](gateway)(scope, receive, send)
         else:
+            if scope["type"] == "http":
+                asked_path.set(scope["path"])
             await door(_trimmed(scope), receive, send)
 
     return app
@@ -84,12 +87,14 @@ def _trimmed(scope: Scope) -> Scope:
     return {**scope, "headers": headers}
 
 
-def _public_names(public_url: str | None) -> dict[str, Any]:
-    """The host and the origin by which clients know the gateway, besides the address that it listens on."""
-    if public_url is None:
-        return {}
-    parts = urlsplit(public_url)
-    return {"allowed_hosts": [parts.hostname], "allowed_origins": [f"{parts.scheme}://{parts.netloc}"]}
+def _names(gateway: Gateway) -> dict[str, Any]:
+    """The hosts and the origin by which clients and other replicas know the gateway, besides the address that it
+    listens on."""
+    public = urlsplit(gateway.settings.public_url or "")
+    of_replica = urlsplit(gateway.replicas.url).hostname if gateway.replicas else None
+    hosts = [host for host in (public.hostname, of_replica) if host]
+    names: dict[str, Any] = {"allowed_hosts": hosts} if hosts else {}
+    return names | ({"allowed_origins": [f"{public.scheme}://{public.netloc}"]} if public.hostname else {})
 
 
 def _session_options(gateway: Gateway) -> dict[str, Any]:

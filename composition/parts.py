@@ -11,7 +11,7 @@ from composition.settings import AuditMode, Settings
 from composition.stores import store_at
 from providers.audit_log import AuditLog
 from providers.connection import PoolLimits
-from providers.container_managers import ContainerOptions
+from providers.container_managers import ContainerOptions, Marks
 from providers.ownership import state_folder
 from providers.secret_keyring import KeyringSecrets
 from providers.secrets import EnvironmentSecrets, FileSecrets, FolderSecrets, SecretStore
@@ -44,7 +44,7 @@ def layered_store(configuration: Configuration, store: str, patience: Patience) 
     return LayeredStore(files, records, known=known, patience=patience)
 
 
-def container_options(configuration: Configuration) -> ContainerOptions:
+def container_options(configuration: Configuration, marks: Marks | None = None) -> ContainerOptions:
     """Where containers are, and how many there may be, as the configuration says."""
     settings = configuration.settings
     return ContainerOptions(
@@ -53,6 +53,7 @@ def container_options(configuration: Configuration) -> ContainerOptions:
         host=settings.docker_host,
         allowed_paths=settings.docker_allowed_paths,
         max_containers=settings.max_containers,
+        marks=marks,
     )
 
 

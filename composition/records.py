@@ -10,10 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from pydantic.alias_generators import to_camel
-
+from composition.api.shapes import shown
 from composition.servers_file import Configuration
 from composition.stores import MEMORY, default_store, store_at
 from composition.tables import Problem, check
@@ -21,7 +19,7 @@ from providers.errors import CallerError, ConfigurationError
 from providers.identity import Identity
 from providers.lines import Json
 from providers.reach import reach_problem
-from providers.resource import SERVERS_FILE, McpServerResource
+from providers.resource import McpServerResource
 from providers.store import McpResourceStoreBase
 
 MASK = "***"
@@ -159,52 +157,6 @@ def _reach_problem(given: Mapping[str, Any]) -> str | None:
 def _sentence(problem: Problem) -> str:
     key = ".".join(str(part) for part in problem.key or ())
     return f"{key}: {problem.text}" if key else f"the server {problem.text}"
-
-
-def shown(resource: McpServerResource) -> Json:
-    """A record as the REST API shows it. What may hold a secret is masked."""
-    fields = McpServerResource.model_fields
-    data = _masked(resource).model_dump(mode="json")
-    own = {
-        key: value
-        for key, value in data.items()
-        if key in _ALWAYS_SHOWN or getattr(resource, key) != fields[key].get_default(call_default_factory=True)
-    }
-    body = {_RENAMED.get(key) or to_camel(key): value for key, value in own.items() if key != "docker_image"}
-    if resource.docker_image is not None:
-        body["imageName"], body["imageVersion"] = image_parts(resource.docker_image)
-    body["source"] = SERVERS_FILE if resource.created_by == SERVERS_FILE else "api"
-    return body
-
-
-def _masked(resource: McpServerResource) -> McpServerResource:
-    update: dict[str, Any] = {key: dict.fromkeys(getattr(resource, key), MASK) for key in _TABLES}
-    update |= {key: (MASK,) * len(getattr(resource, key)) for key in _LISTS}
-    if resource.url is not None:
-        update["url"] = masked_url(resource.url)
-    return resource.model_copy(update=update)
-
-
-def masked_url(url: str) -> str:
-    """A URL without its user, its query and its fragment."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # that of a disabled server may hold anything
-        return MASK
-    _, at, host = parts.netloc.rpartition("@")
-    query, fragment = (MASK if part else "" for part in (parts.query, parts.fragment))
-    return urlunsplit((parts.scheme, f"{MASK}@{host}" if at else host, parts.path, query, fragment))
-
-
-def image_parts(image: str) -> tuple[str, str | None]:
-    """An image's name and its version: a tag, a digest, or both."""
-    bare, at, digest = image.partition("@")
-    name, _, tag = bare.rpartition(":")
-    if not name or "/" in tag:  # the colon of a registry's port
-        name, tag = bare, ""
-    if at:
-        return name, f"{tag}@{digest}" if tag else digest
-    return name, tag or None
 
 
 @asynccontextmanager

@@ -13,7 +13,8 @@ from urllib.parse import quote, urlsplit
 
 from pydantic.alias_generators import to_camel
 
-from composition.records import Records, image_parts
+from composition.api.shapes import image_parts
+from composition.records import Records
 from providers.endpoint import Answer, HttpClient, exchange
 from providers.errors import CallerError, ConfigurationError
 from providers.lines import Json

@@ -20,12 +20,15 @@ from fastmcp.tools.base import Tool
 
 from composition.mount import Mount
 from composition.names import SEPARATOR, Names, server_of
+from providers import lines
 from providers.caller import Caller
 from providers.catalogue import Listing
 from providers.components import Offer, OfferedTool
 from providers.errors import NotAuthenticated
 from providers.identity import Identity
 from providers.listener import Listeners
+
+_INTERNAL_ERROR = -32603
 
 Component = TypeVar("Component")
 Found = tuple[Mount, str]
@@ -118,6 +121,11 @@ class View(Provider):
                 mount.catalogue.renew_if_stale(caller)
         if late:
             await _ask_all(late, caller, listings)
+        if self.server is not None and mounts and listings[self.server] is None:
+            why = (
+                mounts[0].catalogue.error(caller) or f"server '{self.server}': does not say what it offers. Try again."
+            )
+            raise lines.mcp_error(_INTERNAL_ERROR, str(why))  # nothing is no answer where there is nothing else to show
         return [
             (mount, mount.offer(found, self.names(mount)))
             for mount in mounts

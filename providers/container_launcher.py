@@ -21,6 +21,7 @@ from providers.container_slots import Idle, Slot
 from providers.container_stdio import container_stdio_wire, remove
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
+from providers.leases import is_of_all_replicas
 from providers.resource import McpServerResource, TransportType
 from providers.wire import Deliver, Wire, opened_for
 
@@ -87,9 +88,18 @@ class ContainerLauncher:
     # --- opened by the pool
 
     def __call__(self, deliver: Deliver) -> AbstractAsyncContextManager[Wire]:
+        if self._house.sharing is not None and is_of_all_replicas(opened_for.get()):
+            return self._house.sharing.wire(self.resource, deliver, self._here, self._check_engine)
+        return self._here(deliver)
+
+    def _check_engine(self) -> None:
         self.check()
         if problem := self._house.engine_problem:
             raise EngineUnavailable(self.resource.name, problem.problem, not_sent=True)
+
+    def _here(self, deliver: Deliver) -> AbstractAsyncContextManager[Wire]:
+        """A wire to a container of this gateway."""
+        self._check_engine()
         if self.resource.transport_type is TransportType.STDIO:
             return self._over_stdio(deliver)
         return self._served.wire(deliver)

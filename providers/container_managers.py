@@ -7,7 +7,7 @@ the first manager that is asked for, and everything is let go together, at the e
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 _CLOSING_SECONDS = 30.0
 
+Marks = Callable[[str, str, str, str], Mapping[str, str]]
+"""Labels, given the server, the container's name, its image and its scope."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerOptions:
@@ -38,6 +41,8 @@ class ContainerOptions:
     host: str | None = None
     allowed_paths: Collection[str] = ()
     max_containers: int = 20
+    marks: Marks | None = None
+    """Further labels of each container, where several replicas may make it."""
 
 
 class Managers:
@@ -81,6 +86,8 @@ class Managers:
             raise BackendUnavailable("", str(error), not_sent=True) from None
 
     def _manager_of(self, instance: Instance) -> McpContainerManager:
+        if self._options.marks is not None:
+            instance.marks = self._options.marks
         return McpContainerManager(instance, host=self._options.host, allowed_paths=self._options.allowed_paths)
 
     async def keeper(self, resource: McpServerResource) -> McpContainerManager:

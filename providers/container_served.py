@@ -25,6 +25,7 @@ from providers.docker_engine import EngineHung, EngineUnavailable, ImageMissing
 from providers.endpoint import OwnConnections, http_client
 from providers.errors import BackendError, BackendTimeout, BackendUnavailable
 from providers.resource import McpServerResource
+from providers.sharing import Sharing
 from providers.wire import Deliver, Wire, opened_for
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class House(Protocol):
 
     open_remote: OpenRemote
     engine_problem: EngineUnavailable | None
+    sharing: Sharing | None
 
     async def filled(self, resource: McpServerResource) -> McpServerResource: ...
     async def manager(self) -> McpContainerManager: ...

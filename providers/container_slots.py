@@ -81,6 +81,10 @@ class Slots:
         problem = f"all {self._most} containers are in use; raise max_containers. Try again later."
         raise PoolExhausted(server, problem, not_sent=True)
 
+    def has(self, server: str, whose: str) -> bool:
+        """Whether there is a container of somebody's, or is about to be."""
+        return any((slot.server, slot.whose) == (server, whose) for slot in self._taken)
+
     def free(self, slot: Slot) -> None:
         """Its container is gone, or was never made."""
         self._taken.discard(slot)

@@ -31,8 +31,10 @@ from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendError, BackendUnavailable
 from providers.hardening import ImageFacts
+from providers.leases import Place, is_of_all_replicas
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource, TransportType
+from providers.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class ContainerSupervisor:
         open_remote: opens a wire to a URL.
         lookup: the record of a server as it is now.
         fill: gives a record with its secrets in place.
+        sharing: where several replicas use the same containers.
     """
 
     def __init__(
@@ -59,8 +62,13 @@ class ContainerSupervisor:
         open_remote: OpenRemote,
         lookup: Callable[[str], McpServerResource | None],
         fill: Callable[[McpServerResource], Awaitable[McpServerResource]],
+        sharing: Sharing | None = None,
     ) -> None:
         self.open_remote, self._fill = open_remote, fill
+        self.sharing = sharing
+        if sharing is not None:
+            sharing.leases.is_needed = lambda place: self._slots.has(*place)
+            sharing.leases.on_loss = self._lost
         self._options, self._pool, self._lookup = options, pool, lookup
         self._launchers: list[ContainerLauncher] = []
         self._managers = Managers(options)
@@ -354,6 +362,22 @@ class ContainerSupervisor:
         """A client session ended, and with it the containers that were its own."""
         for launcher in self._launchers:
             launcher.end_scope(session)
+
+    # --- with other replicas
+
+    def _lost(self, place: Place) -> None:
+        """Another replica runs the containers of this place now."""
+        for launcher in self._launchers:
+            if launcher.resource.name == place[0]:
+                launcher.end_scope(place[1])
+
+    def let_go(self) -> None:
+        """Begin to stop the containers that nobody calls now and that other replicas may run."""
+        for connection in self._pool.connections():
+            is_container = connection.target.resource.is_container and is_of_all_replicas(connection.key.whose)
+            if is_container and connection.is_idle:
+                self._pool.retire(connection)
+                self._lost((connection.server, connection.key.whose))
 
 
 async def _guarded(work: Callable[..., Any], *args: Any) -> None:

@@ -6,6 +6,7 @@ FastMCP does not show the server that its own handlers hang on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -67,6 +68,32 @@ def wrap_requests(server: FastMCP[Any], wrap: Any) -> None:
     """Have every request go through `wrap(context, call_next)` of the SDK, outermost; 3.4 has no such place."""
     if MODERN:
         server._mcp_server.middleware.insert(0, wrap)
+
+
+def sealing_with_mark(mark: Callable[[str], str], unmark: Callable[[str], str | None]) -> dict[str, Any]:
+    """Options for `FastMCP`, by which each state that a client is given says whose it is, outside of the seal. The
+    seal's key is this process's own: another one is asked to break its own seals. On 3.4 nothing is sealed.
+
+    Args:
+        unmark: the sealed text; None where the mark is another's.
+    """
+    if not MODERN:
+        return {}
+    from mcp.server.request_state import AESGCMRequestStateCodec, InvalidRequestState, RequestStateSecurity
+
+    seal = AESGCMRequestStateCodec([os.urandom(32)])
+
+    class Marked:
+        def seal(self, payload: bytes) -> str:
+            return mark(seal.seal(payload))
+
+        def unseal(self, token: str) -> bytes:
+            sealed = unmark(token)
+            if sealed is None:
+                raise InvalidRequestState("another replica's")
+            return seal.unseal(sealed)
+
+    return {"request_state_security": RequestStateSecurity(codec=Marked())}
 
 
 async def _no_definition(name: str) -> None:

@@ -38,7 +38,7 @@ class Opener:
         timeouts = resource.timeouts
         identity = None if resource.isolation is Isolation.SHARED else connection.opener.identity
         opened_for.set(connection.key.whose)
-        opened_by.set(identity)
+        opened_by.set(connection.opener.identity)
         first = not any(known[:2] == target.key for known in self._eras)
         opening = open_session(
             resource,

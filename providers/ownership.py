@@ -20,7 +20,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ class Instance:
     hidden: tuple[str, ...] = field(default=(), repr=False)
     """Paths that none of its containers may see."""
     is_held: bool = False
+    marks: Callable[[str, str, str, str], Mapping[str, str]] = field(default=lambda *_: {}, repr=False)
+    """Further labels of a container, by server, name, image and scope; see `fence`."""
     _lock: int | None = field(default=None, repr=False)
     _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -107,7 +109,7 @@ class Instance:
             FINGERPRINT: print_,
             SCOPE: scope,
             PROOF: self._proof(server, name, image_id, print_, scope),
-        }
+        } | dict(self.marks(server, name, image_id, scope))
 
     def _proof(self, *facts: Any) -> str:
         """JSON takes whatever a stranger has written, and says where each fact ends."""

@@ -46,17 +46,19 @@ async def streamable_http_wire(
     client: HttpClient,
     *,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
+    endpoint: Endpoint | None = None,
 ) -> AsyncIterator[Wire]:
     """A wire to the server at `resource.url`. Opening it sends nothing; leaving it ends the session there.
 
     Args:
         client: the gateway's one HTTP client.
         max_message_bytes: cap on one message from the server.
+        endpoint: how requests are made there, if not as to any server.
 
     Raises:
         BackendUnavailable: the URL cannot be used.
     """
-    endpoint = Endpoint(resource, client, max_message_bytes)
+    endpoint = endpoint or Endpoint(resource, client, max_message_bytes)
     async with background_tasks() as tasks:
         wire = _StreamableHttpWire(endpoint, deliver, tasks, resource.timeouts)
         try:

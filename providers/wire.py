@@ -43,7 +43,8 @@ opened_for: ContextVar[str] = ContextVar("apollos_opened_for", default="shared")
 only a way to reach a server that keeps one backend for several wires asks."""
 
 opened_by: ContextVar[Identity | None] = ContextVar("apollos_opened_by", default=None)
-"""On whose behalf the wire is opened; None for everybody's. Where each user has secrets of his own, it gets his."""
+"""Who caused it to be opened; set with `opened_for`. Where each user has secrets of his own, it gets his. What is sent
+over a shared wire between calls is nobody's, but a replica lets nobody in who is not somebody."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The cap on one message from a backend, the same over every wire."""

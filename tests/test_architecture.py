@@ -37,7 +37,7 @@ FLOORS = (
     ("composition.api.adapters", "composition.api.status", "composition.api.logs", "composition.api.tools"),
     ("composition.api.access", "composition.api.remote_urls", "composition.api.preconditions"),
     ("composition.api.shapes", "composition.api.requests"),
-    ("composition.api.problems", "composition.api.masks"),
+    ("composition.api.masks",),
     (
         "composition.gateway",
         "composition.guard",
@@ -45,6 +45,7 @@ FLOORS = (
         "composition.logs",
         "composition.auth",
         "composition.alone",
+        "composition.forwarding",
     ),
     (
         "composition.root",
@@ -61,6 +62,7 @@ FLOORS = (
         "composition.capabilities",
         "composition.token_watch",
         "composition.clients.servers_writing",
+        "composition.replica_auth",
     ),
     ("composition.view",),
     ("composition.parts",),
@@ -75,6 +77,7 @@ FLOORS = (
         "composition.clients.exporting",
         "composition.clients.gateway_entry",
         "composition.discovery.registry_packages",
+        "composition.replicas",
     ),
     ("composition.names",),
     (
@@ -95,12 +98,11 @@ FLOORS = (
     ),
     ("composition.discovery.catalog_form",),
     ("composition.discovery.catalog", "composition.discovery.cache", "composition.discovery.found"),
-    ("composition.auth_settings",),
+    ("composition.auth_settings", "composition.api.problems"),
     (
         "composition.tables",
         "composition.discovery.catalog_document",
         "composition.discovery.templates",
-        "composition.api",
         "composition.discovery.registry_document",
     ),
     # ------------------------------------------- composition may import providers; providers never import composition
@@ -116,15 +118,17 @@ FLOORS = (
     ),
     ("providers.pool", "providers.container_launcher"),
     ("providers.container_served",),
+    ("providers.sharing",),
     (
         "providers.opener",
         "providers.backoff",
         "providers.container_stdio",
         "providers.container_http",
         "providers.container_managers",
+        "providers.fence",
     ),
-    ("providers.client", "providers.connection", "providers.docker"),
-    ("providers.parking", "providers.rounds"),
+    ("providers.client", "providers.connection", "providers.docker", "providers.leases"),
+    ("providers.parking", "providers.rounds", "providers.replica_board"),
     ("providers.store_sqlite", "providers.store_redis"),
     (
         "providers.session",
@@ -163,6 +167,7 @@ FLOORS = (
         "providers.container",
         "providers.mounts",
         "providers.visit",
+        "providers.assertions",
     ),
     (
         "providers.identity",
@@ -187,6 +192,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # the only files that import a vendor's package; everybody else asks there
     "aiohttp": ("providers/endpoint.py", "composition/discovery/cache.py"),
     "docker": ("providers/docker_engine.py",),
+    "joserfc": ("providers/assertions.py",),
     "mcp": (
         "composition/replay.py",
         "providers/low_level.py",
@@ -197,7 +203,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     ),
     "mcp_types": ("providers/lines.py",),
     "keyring": ("providers/secret_keyring.py",),
-    "redis": ("providers/store_redis.py",),
+    "redis": ("providers/store_redis.py", "providers/replica_board.py"),
     "yaml": ("composition/discovery/catalog_document.py",),
     "uvicorn": ("composition/http.py",),
     "watchfiles": ("composition/servers_file.py",),

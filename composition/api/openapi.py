@@ -34,9 +34,10 @@ _SAID = {
     412: "Changed since you read it",
     413: "The body is too large",
     415: "The body is not JSON",
+    429: "Too many requests of one user, or of one address; 'Retry-After' says when to come again",
     503: "The store, or a server, cannot be reached at the moment",
 }
-_ALWAYS = (401, 405, 503)
+_ALWAYS = (401, 405, 429, 503)
 _OF_A_BODY = (400, 408, 413, 415)
 _STATUSES: dict[tuple[str, str], tuple[int, ...]] = {
     ("/adapters", "GET"): (200, 400),

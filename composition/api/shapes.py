@@ -215,7 +215,7 @@ def shown(resource: McpServerResource) -> dict[str, Any]:
         own[outer] = {to_camel(key): value for key, value in own[outer].items()}
     body = {to_camel(key): value for key, value in own.items()}
     if resource.docker_image is not None:
-        body["imageName"], body["imageVersion"] = _image_parts(resource.docker_image)
+        body["imageName"], body["imageVersion"] = image_parts(resource.docker_image)
     return body | {
         "environmentVariables": dict.fromkeys(resource.env, MASK),
         "replicaCount": 1,
@@ -230,7 +230,7 @@ def shown(resource: McpServerResource) -> dict[str, Any]:
     }
 
 
-def _image_parts(image: str) -> tuple[str, str | None]:
+def image_parts(image: str) -> tuple[str, str | None]:
     """An image's name and its version, so that `_record_keys` makes the same image of them."""
     bare, at, digest = image.partition("@")
     name, colon, tag = bare.rpartition(":")

@@ -51,14 +51,21 @@ async def gateway(auth: AuthProvider | None = None, **servers: Any) -> AsyncIter
         yield served
 
 
+OF_A_MOMENT = ("date", "ratelimit")
+
+
 async def ask(method: str, url: str, headers: dict[str, str], json: Any = None) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers but the date, and body."""
+    """Status, headers but those that tell of a moment, and body."""
     async with (
         aiohttp.ClientSession() as http,
         http.request(method, url, headers=ACCEPT | headers, json=json) as answer,
     ):
         body = await answer.read() if method == "POST" or answer.content_type != "text/event-stream" else b""
-        return answer.status, {name.lower(): value for name, value in answer.headers.items() if name != "Date"}, body
+        return (
+            answer.status,
+            {name.lower(): value for name, value in answer.headers.items() if name.lower() not in OF_A_MOMENT},
+            body,
+        )
 
 
 async def begin(url: str, headers: dict[str, str] | None = None) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from composition.records import StoreRecords, image_parts, masked_url, shown
+from composition.api.masks import masked_url
+from composition.api.shapes import image_parts, shown
+from composition.records import StoreRecords
 from composition.servers_file import Configuration
 from composition.settings import Settings
 from providers.errors import CallerError, ConfigurationError, VersionConflict
@@ -137,7 +139,7 @@ def test_secrets_are_not_shown(resource: McpServerResource) -> None:
 
 
 def test_a_url_keeps_what_is_no_secret() -> None:
-    assert masked_url("https://me:x@host.example:81/mcp?key=x#y") == "https://***@host.example:81/mcp?***#***"
+    assert masked_url("https://me:x@host.example:81/mcp?key=x#y") == "https://***@host.example:81/mcp?key=***#***"
     assert masked_url("http://[") == "***"
 
 

@@ -112,15 +112,16 @@ class ServedGateway:
 
 @asynccontextmanager
 async def gateway_over_http(
-    toml: str, *, auth: AuthProvider | None = None, **more: Any
+    toml: str, *, auth: AuthProvider | None = None, port: int = 0, **more: Any
 ) -> AsyncIterator[ServedGateway]:
     """A gateway with these servers at a free port.
 
     Args:
         auth: FastMCP's auth provider; without one, and without `[gateway.auth]`, every caller is the local user.
         more: of what a `Gateway` takes.
+        port: another one than a free one.
     """
-    with _servers_file(toml) as path, bind("127.0.0.1", 0, has_auth=auth is not None) as listener:
+    with _servers_file(toml) as path, bind("127.0.0.1", port, has_auth=auth is not None) as listener:
         configuration = await anyio.to_thread.run_sync(load_configuration, path)
         auth = auth or build_auth(configuration.settings, address_of(listener).removesuffix(PATH))
         gateway = Gateway(configuration, max_connections=SERVE_MAX_CONNECTIONS, auth=auth, **more)
@@ -171,20 +172,21 @@ class GatewayProcess:
 
 @asynccontextmanager
 async def gateway_process(
-    toml: str, *options: str, env: Mapping[str, str] | None = None
+    toml: str, *options: str, env: Mapping[str, str] | None = None, port: int = 0
 ) -> AsyncIterator[GatewayProcess]:
     """`server.py serve` with these servers, at a free port.
 
     Args:
         options: more of its command line, before `serve`, for example `"--log-level", "debug"`.
         env: variables on top of the test's own.
+        port: another one than a free one.
 
     Raises:
         RuntimeError: it ended before it served.
     """
     with _servers_file(toml) as path:
         log = path.with_name("log")
-        command = [sys.executable, str(ROOT / "server.py"), *options, "serve", "--port", "0"]
+        command = [sys.executable, str(ROOT / "server.py"), *options, "serve", "--port", str(port)]
         with log.open("w") as stderr:
             process = await anyio.open_process(
                 command, env=_environment(path, env), stdin=None, stdout=None, stderr=stderr

@@ -71,7 +71,8 @@ def test_show_says_what_a_server_needs_and_becomes(desk: Desk) -> None:
     assert "The gateway cannot hold it to that." in out
 
 
-def test_add_yields_a_table_that_loads(desk: Desk) -> None:
+def test_without_a_store_add_yields_a_table_that_loads(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APOLLOS_STORE", "memory://")
     folder = desk.folder / "shared"
     folder.mkdir()
     code, out, _ = desk.run("add", "folders", "--set", f"paths={folder}", "--role", "engineer", "--as", "files")
@@ -83,7 +84,8 @@ def test_add_yields_a_table_that_loads(desk: Desk) -> None:
     assert resource.args == (str(folder),) and resource.required_roles == ("engineer",)
 
 
-def test_signs_of_an_entry_stay_signs_in_the_table(desk: Desk) -> None:
+def test_signs_of_an_entry_stay_signs_in_the_table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APOLLOS_STORE", "memory://")
     catalog = desk.folder / "catalog.json"
     env = [{"name": "A", "value": 'p$5"\\{"x": "${KEY}"}'}]
     catalog.write_text(json.dumps({"registry": {"x": {"image": "example/x", "env": env}}}))

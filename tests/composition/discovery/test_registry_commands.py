@@ -92,7 +92,8 @@ def test_show_says_what_is_needed_and_no_terminal_obeys_it(run: Run) -> None:
     assert "secret  forge.FORGE_TOKEN" in said.out and "\x1b" not in said.out
 
 
-def test_add_asks_for_what_is_missing_and_then_gives_the_table(run: Run) -> None:
+def test_add_asks_for_what_is_missing_and_then_gives_the_table(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APOLLOS_STORE", "memory://")
     lacking = run("add", "com.example/clock")
     assert lacking.code == 2 and "'clock' needs zone. Give it with: --set zone=…" in lacking.err
     said = run("add", "com.example/clock", "--set", "zone=UTC", "--as", "uhr")
@@ -100,7 +101,8 @@ def test_add_asks_for_what_is_missing_and_then_gives_the_table(run: Run) -> None
     assert said.code == 0 and table["command"] == "uvx" and table["args"][-1] == "--zone=UTC"
 
 
-def test_a_secret_s_value_is_not_taken_and_its_name_is_told(run: Run) -> None:
+def test_a_secret_s_value_is_not_taken_and_its_name_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APOLLOS_STORE", "memory://")
     refused = run("add", "com.example/forge", "--set", "FORGE_TOKEN=hunter2")
     assert refused.code == 2 and "hunter2" not in refused.out + refused.err
     said = run("add", "com.example/forge", "--as", "schmiede")
