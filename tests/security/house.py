@@ -81,6 +81,8 @@ class Person:
     def __init__(self, http: aiohttp.ClientSession, url: str, token: str | None, version: str = HANDSHAKE) -> None:
         self.http, self.url, self.token, self.version = http, url, token, version
         self.session_id: str | None = None
+        self.more: dict[str, str] = {}
+        """Further headers."""
 
     def headers(self, method: str = "", params: Mapping[str, Any] = {}) -> dict[str, str]:
         headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -90,21 +92,28 @@ class Person:
         if self.version == NEWEST:
             name = params.get("name", params.get("uri"))
             headers |= {"Mcp-Method": method} | ({"Mcp-Name": name} if name else {})
-        return headers
+        return headers | self.more
 
     async def ask(self, method: str, params: Json | None = None) -> Answer:
         """Send one request, and take what comes until it is answered."""
         params = dict(params or {})
+        return await self.send("POST", method, params, data=self._body(method, params))
+
+    def _body(self, method: str, params: Json) -> str:
         if self.version == NEWEST:
-            params["_meta"] = {
-                f"{_OF_MCP}protocolVersion": NEWEST,
-                f"{_OF_MCP}clientInfo": _CLIENT,
-                f"{_OF_MCP}clientCapabilities": {},
-            }
+            envelope = {"protocolVersion": NEWEST, "clientInfo": _CLIENT, "clientCapabilities": {}}
+            own = params.get("_meta") or {}
+            params = params | {"_meta": own | {f"{_OF_MCP}{key}": value for key, value in envelope.items()}}
         body = {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
         if method.startswith("notifications/"):
             del body["id"]
-        return await self.send("POST", method, params, data=json.dumps(body))
+        return json.dumps(body)
+
+    def stream(self, method: str, params: Json) -> Any:
+        """What the person is told unasked: the stream of the session, or one that this request opens."""
+        if self.version == HANDSHAKE:
+            return self.http.get(self.url, headers=self.headers() | {"Accept": "text/event-stream"})
+        return self.http.post(self.url, headers=self.headers(method, params), data=self._body(method, params))
 
     async def send(self, http_method: str, method: str = "", params: Json | None = None, **more: Any) -> Answer:
         headers = self.headers(method, params or {})

@@ -83,10 +83,10 @@ PARAMS: dict[str, Json] = {
 """What is sent; where a server is named, it is `mine`."""
 
 RAW = {
-    *("server/discover", "subscriptions/listen", "resources/subscribe", "resources/unsubscribe"),
+    *("initialize", "server/discover", "subscriptions/listen", "resources/subscribe", "resources/unsubscribe"),
     *("completion/complete", "completion/complete template"),
 }
-"""What is served on FastMCP 4.x only."""
+"""What is served, or says what servers there are, on FastMCP 4.x only."""
 
 ABOUT_NO_SERVER = {"ping", "logging/setLevel", "GET", "DELETE"}
 """Everybody gets the same from the gateway itself."""

@@ -94,7 +94,7 @@ class _Asking:
             return "works" if '"error"' not in came.text else came.text
         same = await self._where_it_is_not(method, params)
         if came.bare == same.bare and method != "resources/unsubscribe":
-            return "absent" if '"error"' in came.text else "nothing"
+            return "nothing" if _works(came) == "works" else "absent"
         return await self._of_unsubscribe(came, same) if method == "resources/unsubscribe" else _works(came)
 
     async def _where_it_is_not(self, method: str, params: Json) -> Answer:
