@@ -56,7 +56,7 @@ async def test_it_opens_nothing(kind: str) -> None:
         wrong = {where: seen for where, seen in found.items() if seen[0] != 401 or metadata not in seen[1]}
         assert wrong == {}
         assert len(found) > 40
-        assert len(made.served.gateway.store.files.snapshot) == 0  # and nothing was made
+        assert set(await made.served.gateway.store.list_all()) == {"mine"}  # and nothing was made
 
 
 async def _at_mcp(made: House, token: str | None) -> dict[str, tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Another user's session is none: whoever names it is answered as if it were a random one, and its owner notices nothing.
+"""Another user's session is none: whoever names it is answered as if it were random, and its owner notices nothing.
 
 At `/mcp` and at the address of one server, on POST, GET and DELETE, with a session of the other address, too.
 """
