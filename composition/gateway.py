@@ -151,7 +151,7 @@ class Gateway:
     def _own_tools(self) -> OwnTools | None:
         if self.settings.tools is ToolListing.ALL:
             return None
-        own = OwnTools(self.registry, self.mcp, self.settings.pinned_tools)
+        own = OwnTools(self.registry, self.mcp, self._admission(self.registry).within, self.settings.pinned_tools)
         own.add_search()
         return own
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,16 +61,18 @@ class CallTool(Arguments):
     arguments: dict[str, Any] = Field(default_factory=dict, description="as the tool's inputSchema says")
 
 
+Admit = Callable[[str, Json, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 Work = Callable[[Caller, Any], Awaitable[Json | ToolResult]]
 
 
 class OwnTools:
     """Args:
+    admit: decides on a call and writes it down; see `Admission.within`.
     pinned: patterns of the public names of tools that lists show beside the own ones; None shows all.
     """
 
-    def __init__(self, registry: Registry, server: FastMCP[Any], pinned: tuple[str, ...] | None) -> None:
-        self._registry, self._server, self._pinned = registry, server, pinned
+    def __init__(self, registry: Registry, server: FastMCP[Any], admit: Admit, pinned: tuple[str, ...] | None) -> None:
+        self._registry, self._server, self._admit, self._pinned = registry, server, admit, pinned
         self._indexes: WeakKeyDictionary[Offer, ToolIndex] = WeakKeyDictionary()
         self.tools: dict[str, OfferedTool] = {}
         self.instructions = ""
@@ -162,6 +165,11 @@ class OwnTools:
     async def _call(self, caller: Caller, asked: CallTool) -> ToolResult:
         if asked.name in self.tools:
             raise CallerError(f"{asked.name} is listed: call it directly.")
+        params = {"name": asked.name, "arguments": asked.arguments}
+        result: ToolResult = await self._admit("tools/call", params, partial(self._run, asked))
+        return result
+
+    async def _run(self, asked: CallTool) -> ToolResult:
         if await self._registry.get_tool(asked.name) is None:
             raise CallerError(_unknown(asked.name))
         return await self._server.call_tool(asked.name, asked.arguments)

@@ -7,7 +7,7 @@ opened here.
 from __future__ import annotations
 
 from composition.servers_file import Configuration
-from composition.settings import AuditMode, Settings
+from composition.settings import AuditMode, Settings, unseen
 from composition.stores import store_at
 from providers.audit_log import AuditLog
 from providers.connection import PoolLimits
@@ -54,6 +54,7 @@ def container_options(configuration: Configuration, marks: Marks | None = None) 
         allowed_paths=settings.docker_allowed_paths,
         max_containers=settings.max_containers,
         marks=marks,
+        unseen=unseen(settings, configuration.path),
     )
 
 

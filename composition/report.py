@@ -35,7 +35,7 @@ async def connect_all(gateway: Gateway, tell: Callable[[Report], None]) -> None:
     """Connect to every enabled server at once and tell of each as it answers; of disabled ones first. Each has its own
     deadlines. Only as many processes start at a time as there are processors: clients that are there already come
     first."""
-    for resource in gateway.configuration.resources.values():
+    for resource in gateway.store.snapshot.values():
         if not resource.is_enabled:
             tell(Report(resource.name, str(resource.transport_type), "disabled"))
     starts = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))

@@ -25,11 +25,10 @@ import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 from watchfiles import watch
 
-from composition.settings import OWN_SERVER, Settings, ToolListing, read_settings
+from composition.settings import OWN_SERVER, Settings, ToolListing, read_settings, unseen
 from composition.tables import Key, Problem, check, did_you_mean, expand, key_lines, unknown_key, value_at, without
 from providers.errors import ConfigurationError
 from providers.mounts import volume_problems
-from providers.ownership import hidden, state_folder
 from providers.reach import TransportType, reach_problem
 from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 
@@ -303,9 +302,8 @@ class _Tables:
             data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
         if not is_off and isinstance(volumes := data.get("docker_volumes"), list):
-            unseen = hidden(state_folder(settings.state_dir), self._path)
-            unseen += (settings.auth.tokens,) if settings.auth.tokens else ()  # who writes to it is an administrator
-            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths, unseen)
+            private = unseen(settings, self._path)
+            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths, private)
             problems += [Problem(("docker_volumes", place), text) for place, text in looked]
         resource, found = check(McpServerResource, data, written, problems)
         unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]

@@ -93,7 +93,7 @@ async def _serve(host: str, port: int) -> int:
     gateway = served_gateway(configuration, address_of(listener).removesuffix(PATH))
 
     async def show_progress() -> None:
-        resources = list(gateway.configuration.resources.values())
+        resources = list(gateway.store.snapshot.values())
         sys.stderr.write(f"{gateway.settings.name} serves {address_of(listener)}  (Ctrl-C ends it)\n")
         table = Table(sys.stderr, resources)
         table.header()
@@ -105,7 +105,7 @@ async def _serve(host: str, port: int) -> int:
 
 async def _check() -> int:
     gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS)
-    table = Table(sys.stdout, list(gateway.configuration.resources.values()))
+    table = Table(sys.stdout, list(gateway.store.snapshot.values()))
     table.header()
     await gateway.start()
     states: list[str] = []

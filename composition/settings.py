@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from composition.auth_settings import AuthSettings as AuthSettings
 from composition.auth_settings import auth_problems
 from composition.tables import Key, Problem, check, expand, without
 from providers.identity import ADMIN_ROLE
+from providers.ownership import hidden, state_folder
 from providers.resource import Seconds, Timeouts
 
 
@@ -205,3 +207,14 @@ def _variables() -> dict[str, tuple[str, ...]]:
 
 VARIABLES = _variables()
 """The environment variables that override `[gateway]`, each with the key it stands for."""
+
+
+def unseen(settings: Settings, configuration: Path) -> tuple[str, ...]:
+    """The paths that no container may see: whoever reads or writes there is the gateway's operator.
+
+    Args:
+        configuration: the servers.toml in use.
+    """
+    store = urlsplit(settings.store or "")
+    files = (settings.auth.tokens, settings.audit_file, store.path if store.scheme == "sqlite" else None)
+    return (*hidden(state_folder(settings.state_dir), configuration), *(file for file in files if file))

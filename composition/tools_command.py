@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,9 @@ from composition.starting import FAILED, MISCONFIGURED, OK, gateway_from_environ
 from providers.lines import Json, MCPError
 
 _SHORT = 80
+_START_SECONDS, _LOOK_EVERY = 6.0, 0.25
+_NAMED = re.compile(r"^- ([a-z0-9-]+): ", re.M)
+"""The servers in the gateway's instructions."""
 
 
 def register(commands: Any) -> None:
@@ -92,6 +96,19 @@ async def _tools(options: Any) -> int:
 
 
 async def _forms(client: Client[Any]) -> list[Json]:
+    """All tools. A list waits for no server, and a person would rather: one that the gateway has named, and that shows
+    nothing yet, is waited for."""
+    with anyio.move_on_after(_START_SECONDS):
+        while True:
+            forms = await _listed(client)
+            told = getattr(client.initialize_result, "instructions", None) or ""
+            if {*_NAMED.findall(told)} <= {_server(form) for form in forms}:
+                return forms
+            await anyio.sleep(_LOOK_EVERY)
+    return forms
+
+
+async def _listed(client: Client[Any]) -> list[Json]:
     return [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in await client.list_tools()]
 
 

@@ -40,6 +40,7 @@ class ContainerOptions:
     state: Path
     host: str | None = None
     allowed_paths: Collection[str] = ()
+    unseen: tuple[str, ...] = ()  # paths that no container may see, besides those that the instance knows
     max_containers: int = 20
     marks: Marks | None = None
     """Further labels of each container, where several replicas may make it."""
@@ -88,6 +89,7 @@ class Managers:
     def _manager_of(self, instance: Instance) -> McpContainerManager:
         if self._options.marks is not None:
             instance.marks = self._options.marks
+        instance.hidden = tuple(dict.fromkeys((*instance.hidden, *self._options.unseen)))
         return McpContainerManager(instance, host=self._options.host, allowed_paths=self._options.allowed_paths)
 
     async def keeper(self, resource: McpServerResource) -> McpContainerManager:

@@ -116,8 +116,7 @@ class _Served:
     slot: Slot | None = None
     container: Container | None = None
     address: Address | None = None
-    error: BackendError | None = None
-    """Why it did not come up, or what became of it."""
+    error: BackendError | None = None  # why it did not come up, or what became of it
     settled: anyio.Event = field(default_factory=anyio.Event)
     users: int = 0
     lines: set[_Line] = field(default_factory=set)

@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from providers.connection import PooledConnection
 from providers.container_http import OpenRemote
+from providers.container_images import compare_image, image_of
 from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
 from providers.container_log import ContainerLog, last_lines
@@ -30,7 +31,6 @@ from providers.container_slots import Idle, Slot, Slots
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendError, BackendUnavailable
-from providers.hardening import ImageFacts
 from providers.leases import Place, is_of_all_replicas
 from providers.pool import McpConnectionPool
 from providers.resource import McpServerResource, TransportType
@@ -244,9 +244,9 @@ class ContainerSupervisor:
             if not resource.is_enabled:
                 return
             manager = await self.manager()
-            image = await _image(manager, resource)
+            image = await image_of(manager, resource)
             if resource.pull is PullPolicy.NEVER or (image and resource.pull is PullPolicy.MISSING):
-                await _compare(manager, resource, image)
+                await compare_image(manager, resource, image)
                 return
             launcher.pulling = "asking the registry"
             logger.info("server '%s': pulling '%s'", resource.name, resource.docker_image)
@@ -254,7 +254,7 @@ class ContainerSupervisor:
             def tell(words: str) -> None:
                 launcher.pulling = words
 
-            await _compare(manager, resource, await manager.pull_image(resource, tell))
+            await compare_image(manager, resource, await manager.pull_image(resource, tell))
             logger.info("server '%s': '%s' is here", resource.name, resource.docker_image)
             self._pool.backoff.forget(resource.name, before_generation=sys.maxsize)
         except ImageMissing as error:
@@ -385,21 +385,3 @@ async def _guarded(work: Callable[..., Any], *args: Any) -> None:
         await work(*args)
     except Exception:  # a task ends here: a fault with one container must not end the gateway
         logger.exception("work on a container failed")
-
-
-async def _image(manager: McpContainerManager, resource: McpServerResource) -> ImageFacts | None:
-    try:
-        return await manager.image(resource)
-    except ImageMissing:
-        return None
-
-
-async def _compare(manager: McpContainerManager, resource: McpServerResource, image: ImageFacts | None) -> None:
-    """Write down which image a server has, and tell when it is another one than last time."""
-    if image is None:
-        return
-    facts = {"image": resource.docker_image, "id": image.id, "digest": image.digest}
-    known = await anyio.to_thread.run_sync(manager.instance.note, "images", resource.name, facts)
-    if isinstance(known, dict) and known.get("image") == resource.docker_image and known.get("id") != image.id:
-        changed = "server '%s': '%s' is another image now: %s, it was %s. Pin it with @sha256:… if that is not wanted."
-        logger.warning(changed, resource.name, resource.docker_image, image.id[:19], str(known.get("id"))[:19])

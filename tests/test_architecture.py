@@ -116,7 +116,7 @@ FLOORS = (
         "providers.container_supervisor",
         "providers.container_middleware",
     ),
-    ("providers.pool", "providers.container_launcher"),
+    ("providers.pool", "providers.container_launcher", "providers.container_images"),
     ("providers.container_served",),
     ("providers.sharing",),
     (

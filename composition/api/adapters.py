@@ -20,10 +20,10 @@ from composition.api.problems import Wrong
 from composition.api.remote_urls import check_url
 from composition.api.requests import JSON_TYPE, MERGE_PATCH_TYPE, json_object, merged, page
 from composition.gateway import Gateway
+from composition.settings import unseen
 from providers.errors import ReadOnlyServer, VersionConflict
 from providers.identity import Identity
 from providers.mounts import volume_problems
-from providers.ownership import hidden, state_folder
 from providers.resource import McpServerResource, may
 
 
@@ -115,9 +115,9 @@ async def _check(
 
 def _volume_problems(gateway: Gateway, wanted: McpServerResource) -> list[Wrong]:
     settings, volumes = gateway.settings, list(wanted.docker_volumes)
-    unseen = hidden(state_folder(settings.state_dir), gateway.configuration.path)
+    private = unseen(settings, gateway.configuration.path)
     relative = {place: "must be a whole path" for place, text in enumerate(volumes) if text.startswith(".")}
-    found = dict(volume_problems(volumes, Path("/"), settings.docker_allowed_paths, unseen)) | relative
+    found = dict(volume_problems(volumes, Path("/"), settings.docker_allowed_paths, private)) | relative
     return [Wrong(f"dockerVolumes.{place}", text) for place, text in sorted(found.items())]
 
 

@@ -32,6 +32,8 @@ from composition.api.openapi import document
 from composition.api.status import restart, show_status
 from composition.api.tools import list_tools, show_tool
 from composition.gateway import Gateway
+from composition.names import SEPARATOR
+from providers.audit import Asked, rule_of_all
 from providers.errors import GatewayError, NotAuthenticated
 from providers.identity import Identity
 
@@ -100,19 +102,37 @@ class _Endpoint:
         self._methods = {**methods, **({"HEAD": methods["GET"]} if "GET" in methods else {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
         try:
-            response = await self._respond(Request(scope, receive))
+            identity = self._gateway.registry.identity()
         except NotAuthenticated:  # the token is good, and names nobody
             await self._challenge({**scope, "user": UnauthenticatedUser()}, receive, send)
             return
+        asked, allow, rule = self._judged(request, identity)
+        try:
+            response = await self._respond(request, identity)
         except GatewayError as error:
             response = problems.response(problems.refusal_of(error))
+        if allow and response.status_code >= 400:
+            allow, rule = False, f"status {response.status_code}"
+        try:
+            await self._gateway.audit.decision(scope, asked, identity, rule, allow=allow)
+        except GatewayError as error:
+            response = problems.response(problems.Refusal(503, str(error)))
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         await response(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
-        identity = self._gateway.registry.identity()
+    def _judged(self, request: Request, identity: Identity) -> tuple[Asked, bool, str]:
+        """What the audit is told of a request: before it is carried out, because afterwards a server may be gone."""
+        name = request.path_params.get("name")
+        asked = Asked(f"{request.method} {request.scope['route'].path}", target=name)
+        if name is None:
+            return asked, True, rule_of_all(identity)
+        asked.server = str(name).partition(SEPARATOR)[0]
+        return asked, *self._gateway.registry.judge(asked.server, identity)
+
+    async def _respond(self, request: Request, identity: Identity) -> Response:
         handler = self._methods.get(request.method)
         if handler is None:
             allowed = ", ".join(sorted(self._methods))

@@ -305,3 +305,43 @@ async def test_a_file_that_cannot_be_opened_is_told_at_start(tmp_path: Path, mod
     gateway = Gateway(load_configuration(path))
     with pytest.raises(ConfigurationError, match=r"audit_file .*absent.* cannot be written to \(No such file"):
         await gateway.start()
+
+
+# ------------------------------------------------------------------------------- the REST API, and the own tools
+
+
+@pytest.mark.parametrize(
+    ("user", "method", "path", "decision", "rule", "server"),
+    [
+        ("ada", "GET", "/adapters", "allow", "authenticated", None),
+        ("bob", "GET", "/adapters/guests", "allow", "role:guest", "guests"),
+        ("bob", "GET", "/adapters/closed", "deny", "not readable", "closed"),
+        ("bob", "GET", "/adapters/absent", "deny", "not found", "absent"),
+        ("bob", "DELETE", "/adapters/open", "deny", "status 403", "open"),
+        ("ada", "DELETE", "/adapters/open", "deny", "status 409", "open"),
+        ("bob", "GET", "/tools/guests_echo", "allow", "role:guest", "guests"),
+    ],
+)
+async def test_each_request_to_the_api_is_decided_once(
+    file: Path, user: str, method: str, path: str, decision: str, rule: str, server: str | None
+) -> None:
+    async with audited(file) as gateway, aiohttp.ClientSession() as http:
+        base = gateway.url.removesuffix("/mcp")
+        async with http.request(method, base + path, headers=bearer(user)) as answer:
+            await answer.read()
+        [line] = decisions(lines_of(file))
+        assert (line["decision"], line["rule"], line.get("server")) == (decision, rule, server)
+        assert line["method"].startswith(f"{method} /")
+
+
+async def test_a_call_by_an_own_tool_is_written_down_as_the_call_that_it_is(file: Path) -> None:
+    async with audited(file, tools="search") as gateway, client(gateway.url, LEGACY, auth=token("bob")) as bob:
+        await bob.call_tool_mcp("gateway_call_tool", {"name": "open_echo", "arguments": {"text": "quiet words"}})
+        await bob.call_tool_mcp("gateway_call_tool", {"name": "closed_echo", "arguments": {}})
+        lines = lines_of(file)
+        inner = [line for line in decisions(lines) if line.get("server") in ("open", "closed")]
+        assert [(line["target"], line["rule"]) for line in inner] == [
+            ("open_echo", "everyone"),
+            ("closed_echo", "not readable"),
+        ]
+        assert "quiet words" not in text_of(file)
