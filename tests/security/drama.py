@@ -248,7 +248,7 @@ class Play:
         fastmcp = str(Path(sys.executable).with_name("fastmcp"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._command, *commands)
-            tasks.start_soon(self._command, ("check",), ("tools",))
+            tasks.start_soon(self._command, ("check",))
             tasks.start_soon(self._run, [fastmcp, "inspect", str(ROOT / "server.py"), "--format", "mcp"], "inspect")
 
     async def _command(self, *commands: tuple[str, ...]) -> None:
@@ -333,8 +333,8 @@ async def _servers() -> AsyncIterator[dict[str, dict[str, Any]]]:
         http_backend(**dict.fromkeys(("initialize", "GET", "server/discover"), _is_no_mcp)) as rubbish,
     ):
         yield {
-            "local": _local("everything.py", required_roles=["guest"], **patient),
-            "telling": local("secretive.py", env={"TOKEN": "${secret:key}", **SILENT}, **patient),
+            "local": _local("everything.py", required_roles=["guest"], isolation="shared", **patient),
+            "telling": local("secretive.py", env={"TOKEN": "${secret:key}", **SILENT}, isolation="shared", **patient),
             "web": _with_secrets(web_server.url) | patient,
             "refused": _with_secrets("http://127.0.0.1:9/mcp"),
             "broken": _with_secrets(broken.url),
