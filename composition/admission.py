@@ -160,10 +160,10 @@ def asked_of(method: str, params: Mapping[str, Any], view: View) -> Asked:
     meta = params.get("_meta")
     asked.trace = str(meta["traceparent"]) if isinstance(meta, Mapping) and "traceparent" in meta else None
     if method in _NAMED:
-        asked.target = str(params.get(_NAMED[method], ""))
+        asked.target = _text(params.get(_NAMED[method]))
         asked.server = view.server_of(asked.target)
     elif method in _LOCATED:
-        asked.target = str(params.get("uri", ""))
+        asked.target = _text(params.get("uri"))
         asked.server = view.server_of_uri(asked.target)
     elif method == "completion/complete":
         _refer(asked, params.get("ref"), view)
@@ -176,11 +176,16 @@ def _refer(asked: Asked, reference: object, view: View) -> None:
     if not isinstance(reference, Mapping):
         return
     if "uri" in reference:
-        asked.target = str(reference["uri"])
+        asked.target = _text(reference["uri"])
         asked.server = view.server_of_uri(asked.target)
     else:
-        asked.target = str(reference.get("name", ""))
+        asked.target = _text(reference.get("name"))
         asked.server = view.server_of(asked.target)
+
+
+def _text(name: object) -> str:
+    """A name or URI; what is none may be anything, and has no place in the audit."""
+    return name if isinstance(name, str) else ""
 
 
 def _params(message: Any) -> Mapping[str, Any]:

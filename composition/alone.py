@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from composition.mount import Mount
 from composition.names import OWN_NAMES, Names
 from composition.registry import Registry
+from composition.token_watch import serve_within
 from composition.view import Found, View
 from providers.caller import Caller
 from providers.errors import NotAuthenticated
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 _PATH = "/adapters/{name}/mcp"
 _CLOSE_SECONDS = 5.0
 """What the sessions of all servers get to end at shutdown."""
+_FAREWELL_SECONDS = 0.3
+"""What a call gets to be answered whose user may not read its server any more."""
 
 _NOT_THERE = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "There is no such server."}}
 _RESTARTS = {"jsonrpc": "2.0", "id": None, "error": {"code": -32000, "message": "The gateway is shutting down."}}
@@ -131,6 +134,7 @@ class ServersAlone:
     ) -> None:
         self._registry, self._make_front, self._options = registry, make_front, options
         self._fronts: dict[str, _Front] = {}
+        self._visitors: dict[anyio.CancelScope, tuple[str, Identity]] = {}
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
@@ -139,6 +143,7 @@ class ServersAlone:
     async def __aenter__(self) -> ServersAlone:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._registry.on_unmount.append(self._close)
+        self._registry.on_sync.append(self._review)
         return self
 
     async def __aexit__(
@@ -147,15 +152,31 @@ class ServersAlone:
         tasks, self._tasks = self._tasks, None
         assert tasks is not None, "it was not entered"
         self._registry.on_unmount.remove(self._close)
+        self._registry.on_sync.remove(self._review)
         for server in list(self._fronts):
             self._close(server)
         tasks.cancel_scope.deadline = anyio.current_time() + _CLOSE_SECONDS
         await tasks.__aexit__(kind, error, trace)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        front = await self._front(scope["path_params"]["name"])
-        answer = front.app if isinstance(front, _Front) else front
-        await answer(scope, receive, send)
+        server = scope["path_params"]["name"]
+        front = await self._front(server)
+        if not isinstance(front, _Front):
+            await front(scope, receive, send)
+            return
+        with anyio.CancelScope() as request:
+            self._visitors[request] = (server, self._registry.identity())
+            try:
+                await serve_within(request, front.app, _not_there(), scope, receive, send)
+            finally:
+                del self._visitors[request]
+
+    def _review(self) -> None:
+        """Servers or roles changed: end the requests of who may not read their server any more, once calls had the time
+        to be answered as those at the address of all servers are."""
+        for request, (server, user) in self._visitors.items():
+            if not self._registry.may_use(server, user):
+                request.deadline = anyio.current_time() + _FAREWELL_SECONDS
 
     async def _front(self, server: str) -> _Front | JSONResponse:
         """The front of a server, made if there is none yet, or what to answer in its place."""
@@ -164,7 +185,7 @@ class ServersAlone:
         except NotAuthenticated:
             mount = None
         if mount is None:
-            return JSONResponse(_NOT_THERE, status_code=404)
+            return _not_there()
         front = self._fronts.get(server)
         if front is None or front.state is _State.CLOSED:
             if self._tasks is None:
@@ -173,7 +194,7 @@ class ServersAlone:
             # In a context of its own: it outlives the request that it is made in, and is to know nothing of it.
             Context().run(self._tasks.start_soon, front.run)
         await front.settled.wait()
-        return front if front.state is _State.OPEN else JSONResponse(_NOT_THERE, status_code=404)
+        return front if front.state is _State.OPEN else _not_there()
 
     def _new_front(self, server: str) -> _Front:
         made = self._make_front(ServerView(self._registry, server), server)
@@ -186,6 +207,10 @@ class ServersAlone:
         front = self._fronts.pop(server, None)
         if front is not None:
             front.closing.set()
+
+
+def _not_there() -> JSONResponse:
+    return JSONResponse(_NOT_THERE, status_code=404)
 
 
 def serve_alone(app: StarletteWithLifespan, path: str, servers: ServersAlone) -> None:

@@ -10,25 +10,25 @@ import logging
 import re
 import sys
 
+OWN = ("composition", "providers", "server", "__main__")
 LIBRARIES = ("mcp", "fastmcp", "uvicorn", "watchfiles", "client")
+"""Of those that log much, below `debug` only what is wrong."""
 
 _SESSION_ID = re.compile(r"\b[0-9a-f]{32}\b")
 """As the SDK makes them. A client may name any other text in its request, but that is nobody's session."""
 
 
 def log_to_stderr(level: str) -> None:
-    """Log from this level on; libraries from `warning` on, unless it is `debug`."""
+    """Log from this level on; libraries from `warning` on, and from `info` on if it is `debug`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Discreet("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.addFilter(_without_what_users_send)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    is_debug = level == "debug"
     for name in LIBRARIES:
         library = logging.getLogger(name)
         library.handlers.clear()  # FastMCP brings its own, which shows the arguments of calls in its tracebacks
         library.propagate = True
-        library.setLevel(logging.DEBUG if is_debug else logging.WARNING)
-    if not is_debug:
-        handler.addFilter(_without_library_tracebacks)
+        library.setLevel(logging.INFO if level == "debug" else logging.WARNING)
 
 
 class _Discreet(logging.Formatter):
@@ -38,8 +38,11 @@ class _Discreet(logging.Formatter):
         return _SESSION_ID.sub("…", super().format(record))
 
 
-def _without_library_tracebacks(record: logging.LogRecord) -> bool:
-    """A library's traceback may hold what a user sent; one line says that it happened."""
-    if record.name.partition(".")[0] in ("mcp", "fastmcp", "uvicorn", "client"):
-        record.exc_info, record.exc_text = None, None
-    return True
+def _without_what_users_send(record: logging.LogRecord) -> bool:
+    """Libraries write the arguments and results of calls into their debug lines, into what follows the first line of a
+    warning, and into tracebacks; at any level one line of theirs says that something happened."""
+    if record.name.partition(".")[0] in OWN:
+        return True
+    record.exc_info, record.exc_text = None, None
+    record.msg, record.args = record.getMessage().partition("\n")[0], None
+    return record.levelno >= logging.INFO

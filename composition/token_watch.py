@@ -176,23 +176,33 @@ class EndsWithToken:
         if scope["type"] != "http" or token is None:
             await self._app(scope, receive, send)
             return
-        is_begun = is_complete = False
-
-        async def follow(message: Message) -> None:
-            nonlocal is_begun, is_complete
-            is_begun = True
-            await send(message)
-            is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-
         with anyio.CancelScope() as request, self._watch.holding(request.cancel, token):
-            await self._app(scope, receive, follow)
-        if not request.cancel_called or is_complete:
-            return
-        with anyio.move_on_after(_FAREWELL_SECONDS):  # a client that reads nothing does not keep it open
-            if is_begun:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-            else:
-                await _refusal(self._metadata_url)(scope, receive, send)
+            await serve_within(request, self._app, _refusal(self._metadata_url), scope, receive, send)
+
+
+async def serve_within(
+    request: anyio.CancelScope, app: ASGIApp, refusal: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Serve a request until its scope, which was entered, is cancelled. Then what was begun ends in order, and what
+    was not is refused."""
+    is_begun = is_complete = False
+
+    async def follow(message: Message) -> None:
+        nonlocal is_begun, is_complete
+        is_begun = True
+        await send(message)
+        is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    try:
+        await app(scope, receive, follow)
+    finally:
+        if request.cancel_called and not is_complete:
+            # a client that reads nothing does not keep it open
+            with anyio.move_on_after(_FAREWELL_SECONDS, shield=True):
+                if is_begun:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                else:
+                    await refusal(scope, receive, send)
 
 
 def _refusal(metadata_url: str | None) -> JSONResponse:

@@ -79,7 +79,8 @@ async def test_three_servers_of_the_registry_are_found_added_and_called(
     )
     path = tmp_path / "servers.toml"
     async with registry(*listed) as one:
-        path.write_text(patient_toml({}, mcp_registry=one.url, state_dir=str(tmp_path / "state")))
+        toml = patient_toml({}, mcp_registry=one.url, state_dir=str(tmp_path / "state"), store="memory://")
+        path.write_text(toml)
         found = json.loads(await run(path, "registry", "search", "com.example", "--json"))
         assert [each["state"] for each in found] == ["needs something", "needs something", "runnable"]
         for name, given in (
