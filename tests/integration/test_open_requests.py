@@ -219,7 +219,7 @@ async def test_a_session_whose_token_is_revoked_hears_nothing_until_it_has_a_new
         gateway = house.gateway.gateway
         sessions, told = gateway.sessions, list[str]()
 
-        def concerned(identity: Any, server: str | None) -> list[str]:
+        def concerned(identity: Any, *_: Any) -> list[str]:
             told.append(identity.user_id)
             return []
 
