@@ -35,6 +35,12 @@ from providers.store import McpResourceStoreBase
 _MOUNT_SECONDS = 5.0
 
 
+_SET_BEFOREHAND = (
+    "A secret is not asked for in a client's form, as MCP wants it. An operator sets it with: server.py secret set NAME, "
+    "and can then add the server."
+)
+
+
 class Adding:
     def __init__(
         self,
@@ -159,6 +165,8 @@ class Adding:
         if not names:
             return
         needed = f"It needs secrets: {', '.join(names)}"
+        if not self._settings.dynamic_secrets:
+            raise CallerError(f"{needed}. {_SET_BEFOREHAND}")
         if not person.can_be_asked:
             raise cannot_ask(needed, "Add it with a client that does, or have an operator add it.")
         fields = {name: {"type": "string", "title": name, "minLength": 1} for name in names}

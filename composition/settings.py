@@ -115,6 +115,7 @@ class Settings(BaseModel):
     pinned_tools: Words = Field(default=(), examples=['["time_*"]'])
     dynamic: bool = Field(default=False, description="whether models may find and add servers")
     dynamic_scope: DynamicScope = Field(default=DynamicScope.SESSION, examples=['"gateway"'])
+    dynamic_secrets: bool = Field(default=False, description="whether a client's form may ask its user for secrets")
     dynamic_allow: Words = Field(default=(), examples=['["image:mcp/*", "pypi:mcp-server-*"]'])
     keyring: bool = Field(default=False, description="whether secrets are kept in the keyring of this user")
     catalogs: Words = Field(default=(), examples=['["https://catalogs.example.com/mcp.yaml"]'])

@@ -200,7 +200,10 @@ async def test_others_add_only_what_a_pattern_allows(tmp_path: Path, monkeypatch
 @core
 @pytest.mark.parametrize("era", VERSIONS)
 async def test_a_secret_comes_from_the_user_and_is_never_shown(era: str, tmp_path: Path, monkeypatch: Patch) -> None:
-    async with shop(tmp_path, monkeypatch, **ALLOWED) as gateway, gateway.client("bob", era) as bob:
+    async with (
+        shop(tmp_path, monkeypatch, dynamic_secrets=True, **ALLOWED) as gateway,
+        gateway.client("bob", era) as bob,
+    ):
         secrets = gateway.served.gateway.secrets
         bob.answers["elicitation/create"] = NO
         assert "They were not given" in problem(await add(bob, "keyed"))
@@ -221,6 +224,13 @@ async def test_a_secret_comes_from_the_user_and_is_never_shown(era: str, tmp_pat
         assert not (await bob.call(f"{name}_echo", text="hello")).get("isError")
         await bob.call("gateway_remove_server", name=name)
         assert not [each for each in secrets.names() if each[2] == "memory"]
+
+
+@core
+async def test_nobody_is_asked_for_a_secret_unless_the_operator_wants_it(tmp_path: Path, monkeypatch: Patch) -> None:
+    async with shop(tmp_path, monkeypatch, **ALLOWED) as gateway, gateway.client("bob", HANDSHAKE) as bob:
+        assert "server.py secret set" in problem(await add(bob, "keyed"))
+        assert not bob.asked and await names(bob) == ["all", "gateway"]
 
 
 @core
@@ -275,7 +285,7 @@ async def test_an_operators_server_has_the_gateways_secrets_only_when_that_was_a
 ) -> None:
     monkeypatch.setenv("APOLLOS_SECRET_KEYED_API_KEY", "the operator's")
     async with (
-        shop(tmp_path, monkeypatch, **ALLOWED) as gateway,
+        shop(tmp_path, monkeypatch, dynamic_secrets=True, **ALLOWED) as gateway,
         gateway.client("ada", HANDSHAKE) as ada,
         gateway.client("ada", HANDSHAKE, capabilities={}) as unasked,
         gateway.client("bob", HANDSHAKE) as bob,
