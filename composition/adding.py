@@ -36,8 +36,8 @@ _MOUNT_SECONDS = 5.0
 
 
 _SET_BEFOREHAND = (
-    "A secret is not asked for in a client's form, as MCP wants it. An operator sets it with: server.py secret set NAME, "
-    "and can then add the server."
+    "A secret is not asked for in a client's form, as MCP wants it. An operator sets it with 'server.py secret "
+    "set NAME', and can then add the server."
 )
 
 
