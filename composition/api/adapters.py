@@ -93,6 +93,11 @@ async def _write(
     wanted = wanted.model_copy(update={"created_by": now.created_by, "created_at": now.created_at})
     if wanted.same_offer(now):
         return _answer(now)
+    # A body and a look-up of addresses take as long as the caller likes. A server that was removed meanwhile and made
+    # anew, maybe by somebody else, has the same version again, which is all that the store compares.
+    found = await gateway.store.get(now.name)
+    if found is None or preconditions.etag(found) != preconditions.etag(now):
+        raise _overtaken(request)
     try:
         return _answer(await gateway.store.upsert(wanted, expected_version=now.version))
     except VersionConflict:
