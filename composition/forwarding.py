@@ -41,6 +41,8 @@ _OF_ONE_HOP = frozenset(
 )
 _NOT_SENT_ON = _OF_ONE_HOP | {b"host", b"content-length", b"expect", b"origin"}
 """Of a request's headers. Its Origin was checked here."""
+_WRITTEN_HERE = _OF_ONE_HOP | {b"date", b"server", b"ratelimit", b"ratelimit-policy"}
+"""Of an answer's headers; twice they would say two things."""
 
 
 class Forwarding:
@@ -174,7 +176,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _start_of(response: HttpResponse) -> Message:
-    headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _OF_ONE_HOP]
+    headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _WRITTEN_HERE]
     return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 

@@ -246,6 +246,6 @@ class LayeredStore(McpResourceStoreBase):
 
 def _sealed(record: McpServerResource) -> McpServerResource:
     """The same server, for nobody but administrators: whom a token says to be one needs no grant of a record. Its
-    creator's right may be what was taken away, so it has none. The file it is not either: that would open networks to it
-    which servers of the store may not reach."""
+    creator's right may be what was taken away, so it has none. Nor is it the file's, which may reach networks that
+    servers of the store may not."""
     return record.model_copy(update={"required_roles": (), "created_by": NOBODY})

@@ -32,6 +32,14 @@ async def _exchange(url: str, target: str, headers: dict[str, str]) -> bytes:
                 return answer
 
 
+async def test_an_answer_from_elsewhere_has_each_header_once(redis: RedisServer) -> None:
+    async with replicas(redis, {"all": in_process("everything.py")}, auth=tokens()) as both:
+        headers = {"Authorization": f"Bearer {token('bob')}", "Mcp-Session-Id": both[1].gateway.replicas.marked("x")}
+        head = (await _exchange(both[0].url, "/mcp", headers)).partition(b"\r\n\r\n")[0]
+    names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]]
+    assert b"ratelimit" in names and sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("target", ["*@127.0.0.1:{port}/inside%23/mcp", "*.example.com/mcp", "/adapters%23/mcp"])
 @pytest.mark.parametrize("has_auth", [True, False])
 async def test_a_path_does_not_lead_elsewhere(redis: RedisServer, target: str, has_auth: bool) -> None:
