@@ -330,3 +330,11 @@ async def test_who_writes_slowly_does_not_write_over_the_server_of_another(
     assert replies[0].status == 409
     stored = await rest.gateway.store.get("mine")
     assert stored is not None and (stored.created_by.rpartition("/")[2], stored.description) == ("ada", "of ada")
+
+
+async def test_what_a_strict_audit_cannot_write_is_not_done() -> None:
+    async with rest_api(audit="strict", audit_file="/dev/full") as rest:
+        assert (await rest("POST", "/adapters", {"name": "mine", "url": "http://127.0.0.1:9/mcp"})).status == 503
+        assert await rest.gateway.store.get("mine") is None
+        assert (await rest("DELETE", "/adapters/mine")).status == 404
+        assert (await rest("GET", "/adapters")).status == 503
