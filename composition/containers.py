@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from composition import starting
-from composition.parts import container_options
+from composition.parts import container_options, open_secrets
 from composition.servers_file import Configuration, load_configuration
 from providers import ownership
 from providers.container import Container, ContainerStatus
@@ -191,7 +191,8 @@ async def logs(configuration: Configuration, name: str, *, follow: bool, tail: i
     Docker keeps it as it came, so secrets are replaced by their names here."""
     _check_name(configuration, name)
     resource = configuration.resources[name]
-    over_stdio, mask = resource.transport_type is TransportType.STDIO, mask_for(resource)
+    mask = mask_for(resource, open_secrets(configuration.settings).values_in(resource))
+    over_stdio = resource.transport_type is TransportType.STDIO
     with managers(configuration) as known:
         read = _from_file if over_stdio else _from_docker
         async for line in _merged(known, name, read, tail, follow):

@@ -10,6 +10,7 @@ on again.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 
 import anyio
@@ -32,11 +33,16 @@ logger = logging.getLogger(__name__)
 
 SESSION = b"mcp-session-id"
 _STATE = b'"requestState"'
+_PATHS = re.compile(r"/mcp|/adapters/[a-z0-9][a-z0-9-]{0,62}/mcp")
+"""Where MCP is served. What is sent on becomes part of an address, and a client may begin its path with `*@HOST`, or
+write `%23` in it: nothing but these leaves."""
 _OF_ONE_HOP = frozenset(
     (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization")
 )
 _NOT_SENT_ON = _OF_ONE_HOP | {b"host", b"content-length", b"expect", b"origin"}
 """Of a request's headers. Its Origin was checked here."""
+_WRITTEN_HERE = _OF_ONE_HOP | {b"date", b"server", b"ratelimit", b"ratelimit-policy"}
+"""Of an answer's headers; twice they would say two things."""
 
 
 class Forwarding:
@@ -46,7 +52,7 @@ class Forwarding:
         self._app, self._replicas = app, replicas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].endswith("/mcp"):
+        if scope["type"] != "http" or not _PATHS.fullmatch(scope["path"]):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         if self._replicas.leases.is_leaving and SENT_ON in headers and scope["method"] == "POST":
@@ -170,7 +176,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _start_of(response: HttpResponse) -> Message:
-    headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _OF_ONE_HOP]
+    headers = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in _WRITTEN_HERE]
     return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 

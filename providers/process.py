@@ -195,10 +195,14 @@ def secret_values(resource: McpServerResource) -> Iterator[tuple[str, str]]:
     yield from resource.docker_secrets.items()
 
 
-def mask_for(resource: McpServerResource) -> Callable[[str], str]:
+def mask_for(resource: McpServerResource, more: Iterable[tuple[str, str]] = ()) -> Callable[[str], str]:
     """Replaces what may be a secret of this server by its name. Of a secret with several lines, each is one too: what
-    a server says is looked at line by line."""
-    named = [(part, name) for name, value in secret_values(resource) for part in (value, *value.splitlines())]
+    a server says is looked at line by line.
+
+    Args:
+        more: names and values that the record does not hold, but only refers to.
+    """
+    named = [(part, name) for name, value in (*secret_values(resource), *more) for part in (value, *value.splitlines())]
     secrets = [(part, name) for part, name in dict.fromkeys(named) if len(part) >= _SECRET_LENGTH]
     secrets.sort(key=lambda secret: len(secret[0]), reverse=True)
 

@@ -301,6 +301,20 @@ class SecretStore:
         """The names that a record needs and nobody has set. Blocks."""
         return [name for name in named_in(resource) if self.get(name, _owner(resource, identity)) is None]
 
+    def values_in(self, resource: McpServerResource) -> list[tuple[str, str]]:
+        """Names and values of all that a record may be filled with, whosever they are: to be hidden in what its server
+        says. Blocks.
+
+        Raises:
+            ConfigurationError: a source cannot be read.
+        """
+        names = set(named_in(resource))
+        owners: Iterable[tuple[str, Owner | None]] = [(name, None) for name in names]
+        if names and resource.per_user:
+            owners = {(name, owner) for name, owner, _ in self.names() if owner and owner.server == resource.name}
+        found = ((name, self.get(name, owner)) for name, owner in owners if name in names)
+        return [(name, value) for name, value in found if value is not None]
+
     async def filled(self, resource: McpServerResource, identity: Identity | None) -> McpServerResource:
         """The record with its secrets in place.
 

@@ -21,11 +21,13 @@ from typing import Self
 import anyio
 
 from providers.errors import ReadOnlyServer, StoreUnavailable
-from providers.resource import SERVERS_FILE, McpServerResource
+from providers.resource import McpServerResource
 from providers.store import DurableStore, InMemoryMcpResourceStore, McpResourceStoreBase, Snapshot, Watchers
 
 logger = logging.getLogger(__name__)
 
+NOBODY = ""
+"""A creator that no identity is: each has a key, and none is empty."""
 
 _EFFECT_SECONDS = 0.5
 """How long who changed something waits until it is in effect here. It is stored in any case."""
@@ -244,5 +246,6 @@ class LayeredStore(McpResourceStoreBase):
 
 def _sealed(record: McpServerResource) -> McpServerResource:
     """The same server, for nobody but administrators: whom a token says to be one needs no grant of a record. Its
-    creator's right may be what was taken away, so it has none but the file, which is nobody."""
-    return record.model_copy(update={"required_roles": (), "created_by": SERVERS_FILE})
+    creator's right may be what was taken away, so it has none. Nor is it the file's, which may reach networks that
+    servers of the store may not."""
+    return record.model_copy(update={"required_roles": (), "created_by": NOBODY})

@@ -17,6 +17,7 @@ from providers.errors import ReadOnlyServer
 from providers.identity import Identity
 from providers.reach import REACH_KEYS
 from providers.resource import NAME_PATTERN, SERVERS_FILE, McpServerResource, may
+from providers.secret_names import named_in
 
 OPERATOR_KEYS = (*(key for key in REACH_KEYS if key not in ("url", "headers")), "timeouts")
 """What runs code on the host, says what it runs with, or how long all others wait for it."""
@@ -24,6 +25,9 @@ MAX_SERVERS_PER_USER = 100
 """Of users who are no operators: each server costs the gateway memory, and a line in everybody's log."""
 _VARIABLE = "${"
 """A reference to a secret of the gateway's. Whoever could send one to an address of theirs would know the secret."""
+_WHERE_TO = ("url", "headers")
+"""None of them changes beside such a reference, even where that stays as it is: it would go elsewhere. `per_user` says
+whose value it stands for."""
 
 
 def creator_of(identity: Identity) -> str:
@@ -107,10 +111,10 @@ def check_change(
 
 def _operators_part(wanted: McpServerResource, before: McpServerResource) -> Iterable[str]:
     yield from (key for key in OPERATOR_KEYS if getattr(wanted, key) != getattr(before, key))
-    if wanted.url != before.url and _VARIABLE in (wanted.url or ""):
-        yield "url"
-    if wanted.headers != before.headers and any(_VARIABLE in text for text in wanted.headers.values()):
-        yield "headers"
+    if any(_VARIABLE in text for text in (wanted.url or "", *wanted.headers.values())):
+        yield from (key for key in _WHERE_TO if getattr(wanted, key) != getattr(before, key))
+    if named_in(wanted) and wanted.per_user != before.per_user:
+        yield "per_user"
 
 
 def _spelled(key: str) -> str:

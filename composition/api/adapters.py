@@ -41,6 +41,7 @@ async def make_adapter(gateway: Gateway, request: Request, identity: Identity) -
     await _check(gateway, identity, wanted, None)
     await access.check_room(gateway, identity)
     wanted = wanted.model_copy(update={"created_by": access.creator_of(identity)})
+    await request.state.admit()
     try:
         stored = await gateway.store.upsert(wanted, expected_version=0)
     except (VersionConflict, ReadOnlyServer):
@@ -72,6 +73,7 @@ async def patch_adapter(gateway: Gateway, request: Request, identity: Identity) 
 async def remove_adapter(gateway: Gateway, request: Request, identity: Identity) -> Response:
     """Remove a server."""
     now = await _for_change(gateway, request, identity)
+    await request.state.admit()
     try:
         await gateway.store.delete(now.name, expected_version=now.version)
     except VersionConflict:
@@ -93,6 +95,12 @@ async def _write(
     wanted = wanted.model_copy(update={"created_by": now.created_by, "created_at": now.created_at})
     if wanted.same_offer(now):
         return _answer(now)
+    # A body and a look-up of addresses take as long as the caller likes. A server that was removed meanwhile and made
+    # anew, maybe by somebody else, has the same version again, which is all that the store compares.
+    found = await gateway.store.get(now.name)
+    if found is None or preconditions.etag(found) != preconditions.etag(now):
+        raise _overtaken(request)
+    await request.state.admit()
     try:
         return _answer(await gateway.store.upsert(wanted, expected_version=now.version))
     except VersionConflict:

@@ -2,13 +2,15 @@
 
 `http` comes in once, with FastMCP's application. The routes stand in it, behind its Host and Origin guard and its
 authentication, and whoever has no good token gets the same challenge as at `/mcp`. Handlers get the gateway, the
-request and a verified identity; what they raise becomes a problem here.
+request and a verified identity; what they raise becomes a problem here. One that is about to change something awaits
+`request.state.admit()` first: then it is in the audit before it is done.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -34,6 +36,7 @@ from composition.api.tools import list_tools, show_tool
 from composition.gateway import Gateway
 from composition.names import SEPARATOR
 from providers.audit import Asked, rule_of_all
+from providers.audit_log import AuditFailed
 from providers.errors import GatewayError, NotAuthenticated
 from providers.identity import Identity
 
@@ -109,19 +112,31 @@ class _Endpoint:
             await self._challenge({**scope, "user": UnauthenticatedUser()}, receive, send)
             return
         asked, allow, rule = self._judged(request, identity)
+        is_written = False
+
+        async def admit() -> None:
+            nonlocal is_written
+            await self._gateway.audit.decision(scope, asked, identity, rule, allow=True)
+            is_written = True
+
+        request.state.admit = admit
         try:
             response = await self._respond(request, identity)
+            if response.status_code < 400 and not is_written:
+                await admit()
+        except AuditFailed as error:
+            response = problems.response(problems.Refusal(503, str(error)))
         except GatewayError as error:
             response = problems.response(problems.refusal_of(error))
-        if allow and response.status_code >= 400:
-            allow, rule = False, f"status {response.status_code}"
-        try:
-            await self._gateway.audit.decision(scope, asked, identity, rule, allow=allow)
-        except GatewayError as error:
-            response = problems.response(problems.Refusal(503, str(error)))
+        if not is_written:
+            await self._write_refusal(scope, asked, identity, rule if not allow else f"status {response.status_code}")
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         await response(scope, receive, send)
+
+    async def _write_refusal(self, scope: Scope, asked: Asked, identity: Identity, rule: str) -> None:
+        with suppress(AuditFailed):  # what is refused is refused, written or not
+            await self._gateway.audit.decision(scope, asked, identity, rule, allow=False)
 
     def _judged(self, request: Request, identity: Identity) -> tuple[Asked, bool, str]:
         """What the audit is told of a request: before it is carried out, because afterwards a server may be gone."""

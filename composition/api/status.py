@@ -37,6 +37,7 @@ async def restart(gateway: Gateway, request: Request, identity: Identity) -> Res
     resource = await access.writable(gateway, str(request.path_params["name"]), identity)
     if media_type in _OF_FORMS:
         raise Refusal(415, "A restart has no body. Send none.")
+    await request.state.admit()
     if not gateway.registry.restart(resource.name):
         raise Refusal(409, "The server is switched off. Set isEnabled to true first.")
     return JSONResponse(_status(gateway, resource, identity))

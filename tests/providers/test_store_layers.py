@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from providers.errors import ReadOnlyServer, StoreUnavailable
-from providers.resource import McpServerResource, can_access
+from providers.resource import SERVERS_FILE, McpServerResource, can_access
 from providers.store import InMemoryMcpResourceStore, McpResourceStoreBase
 from providers.store_layers import LayeredStore, StoreState
 from tests.helpers.fakes import no_waiting, settled, time_passes
@@ -221,6 +221,7 @@ async def test_watchers_see_that_grants_ended_and_came_back() -> None:
         await time_passes(61)
         sealed = (await following())["time"]
         assert who_may_read(sealed) == set() and sealed.same_backend(first)
+        assert sealed.created_by != SERVERS_FILE, "who is of the file may reach more, and is changed there alone"
         fragile.come_back()
         assert (await following())["time"] is first
 

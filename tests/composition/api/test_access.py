@@ -170,6 +170,31 @@ async def test_deadlines_that_nobody_names_stay(rest: Rest) -> None:
         assert (reply.status, reply.json["timeouts"]["call"]) == (200, 77)
 
 
+SECRET = {"X-Key": "${secret:TOKEN}"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"url": "http://127.0.0.1:10/mcp"},
+        {"url": "http://127.0.0.1:9/other"},
+        {"perUser": True},
+        {"headers": {**SECRET, "Host": "other.example.com"}},
+    ],
+)
+async def test_where_a_secret_of_the_gateway_goes_is_for_operators_to_say(change: dict[str, Any]) -> None:
+    """Also for who may write the server, and sends the reference as it stands there."""
+    async with rest_api(SHARED, operator_role="guest") as rest:
+        await rest.made("bob", name="mine", headers=SECRET)
+        for method in ("PATCH", "PUT"):
+            reply = await rest(method, "/adapters/mine", {**URL, "headers": SECRET, **change})
+            assert (reply.status, reply.wrong) == (403, list(change))
+        reply = await rest("PATCH", "/adapters/mine", {"description": "changed"})
+        assert reply.status == 200
+        reply = await rest("PATCH", "/adapters/mine", {"headers": None, **change})
+        assert reply.status == 200 if "headers" not in change else 403
+
+
 async def test_a_python_file_is_nothing_for_the_api(rest: Rest) -> None:
     for body in ({"python": "tools.py:mcp"}, {"transportType": "python"}):
         assert (await rest("POST", "/adapters", {"name": "other", **body})).status == 400

@@ -11,6 +11,7 @@ import pytest
 
 from composition.api.requests import MAX_BODY_BYTES
 from providers.errors import StoreUnavailable
+from providers.resource import McpServerResource
 from tests.helpers.api import Rest, rest_api
 from tests.helpers.people import window
 from tests.helpers.processes import eventually
@@ -293,3 +294,47 @@ async def test_tools_say_what_they_cost(rest: Rest) -> None:
     in_full = (await rest("GET", "/tools/everything_echo", user="bob")).json
     read = {key: in_full[key] for key in ("name", "title", "description", "inputSchema") if key in in_full}
     assert in_full["tokens"] == echo["tokens"] == len(json.dumps(read, separators=(",", ":"))) // 4
+
+
+async def test_who_writes_slowly_does_not_write_over_the_server_of_another(
+    rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That has the same name and, as it is new, the same version."""
+    await rest.made("bob", name="mine")
+    has_read, may_go_on, get = anyio.Event(), anyio.Event(), rest.gateway.store.get
+
+    async def watched(name: str) -> McpServerResource | None:
+        found = await get(name)
+        has_read.set()
+        return found
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"description":'
+        await may_go_on.wait()
+        yield b' "of bob"}'
+
+    monkeypatch.setattr(rest.gateway.store, "get", watched)
+
+    replies = []
+
+    async def write() -> None:
+        headers = {"Content-Type": "application/json"}
+        replies.append(await rest("PATCH", "/adapters/mine", user="bob", headers=headers, data=body()))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        await has_read.wait()
+        assert (await rest("DELETE", "/adapters/mine", user="bob")).status == 204
+        await rest.made("ada", name="mine", description="of ada")
+        may_go_on.set()
+    assert replies[0].status == 409
+    stored = await rest.gateway.store.get("mine")
+    assert stored is not None and (stored.created_by.rpartition("/")[2], stored.description) == ("ada", "of ada")
+
+
+async def test_what_a_strict_audit_cannot_write_is_not_done() -> None:
+    async with rest_api(audit="strict", audit_file="/dev/full") as rest:
+        assert (await rest("POST", "/adapters", {"name": "mine", "url": "http://127.0.0.1:9/mcp"})).status == 503
+        assert await rest.gateway.store.get("mine") is None
+        assert (await rest("DELETE", "/adapters/mine")).status == 404
+        assert (await rest("GET", "/adapters")).status == 503
