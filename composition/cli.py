@@ -18,16 +18,16 @@ from providers.errors import ConfigurationError, GatewayError
 
 GROUPS = (
     serving,
-    containers,
+    client_commands,
+    registering,
+    catalog_commands,
+    registry_commands,
     tools_command,
     secret_command,
     token_command,
-    catalog_commands,
-    registering,
-    registry_commands,
-    client_commands,
+    containers,
 )
-"""In the order in which `--help` shows them."""
+"""In the order in which `--help` shows them: that in which somebody new needs them."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -76,6 +76,7 @@ FLOORS = (
         "composition.clients.reading",
         "composition.clients.exporting",
         "composition.clients.gateway_entry",
+        "composition.gateway_address",
         "composition.discovery.registry_packages",
         "composition.replicas",
     ),
