@@ -202,7 +202,8 @@ class FileSecrets:
         try:
             document = json.loads(data)
             secrets, users = document["secrets"], document["users"]
-            if not isinstance(secrets, dict) or not all(isinstance(each, dict) for each in users.values()):
+            owned = [table for servers in users.values() for table in servers.values()]
+            if not all(isinstance(table, dict) for table in (secrets, *owned)):
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ConfigurationError(f"{self.path}: is not what `secret set` writes. Restore it or remove it") from None

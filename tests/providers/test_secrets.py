@@ -156,7 +156,18 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
         secrets.get("a")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"secrets": []}', '{"secrets": {}, "users": {"a": 1}}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"secrets": []}',
+        '{"secrets": {}, "users": {"a": 1}}',
+        "[" * 9999,
+        '{"secrets": {}, "users": {"u": {"s": 5}}}',
+    ],
+)
 def test_a_file_that_is_not_ours_is_refused_and_not_overwritten(tmp_path: Path, text: str) -> None:
     file = tmp_path / "secrets.json"
     file.write_text(text)
