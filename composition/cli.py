@@ -14,20 +14,21 @@ from composition.clients import client_commands
 from composition.discovery import catalog_commands, registry_commands
 from composition.logs import log_to_stderr
 from composition.starting import FAILED, MISCONFIGURED
+from providers.container_log import harmless
 from providers.errors import ConfigurationError, GatewayError
 
 GROUPS = (
     serving,
-    containers,
+    client_commands,
+    registering,
+    catalog_commands,
+    registry_commands,
     tools_command,
     secret_command,
     token_command,
-    catalog_commands,
-    registering,
-    registry_commands,
-    client_commands,
+    containers,
 )
-"""In the order in which `--help` shows them."""
+"""In the order in which `--help` shows them: that in which somebody new needs them."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,10 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
+        _complain(error)
         return MISCONFIGURED
     except GatewayError as error:
-        sys.stderr.write(f"{error}\n")
+        _complain(error)
         return FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(error: GatewayError) -> None:
+    """It may hold the words of a catalog, of a client's file or of whatever answered: no terminal obeys them."""
+    sys.stderr.write("\n".join(map(harmless, str(error).split("\n"))) + "\n")

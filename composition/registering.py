@@ -13,12 +13,12 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from composition import starting
+from composition.gateway_address import add_gateway_options, gateway_named
 from composition.records import Records, StoreRecords, configured_store
-from composition.remote_records import RemoteRecords, address_of
+from composition.remote_records import RemoteRecords
 from composition.servers_file import load_configuration
 from providers.container_log import harmless
 from providers.endpoint import http_client
@@ -29,7 +29,6 @@ from providers.reach import TransportType
 from providers.resource import Isolation
 
 _COLUMNS = ("NAME", "TRANSPORT", "ENABLED", "ROLES", "SOURCE", "REACHED BY")
-_MAX_TOKEN = 64 * 1024
 
 
 def register(commands: Any) -> None:
@@ -79,10 +78,7 @@ def _register_add(commands: Any) -> None:
 
 
 def _finish(command: Any) -> None:
-    command.add_argument(
-        "--gateway", metavar="URL", help="a running gateway (default: APOLLOS_GATEWAY, else the store)"
-    )
-    command.add_argument("--token-file", metavar="FILE", help="holds the token for it (default: APOLLOS_TOKEN)")
+    add_gateway_options(command, otherwise="the store")
     command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     command.set_defaults(run=_command)
 
@@ -125,33 +121,13 @@ async def _do(records: Records, options: Any, fields: Mapping[str, Any]) -> None
 @asynccontextmanager
 async def _records(options: Any) -> AsyncIterator[Records]:
     """Those of the gateway that was named, or of the store."""
-    named = os.environ.get("APOLLOS_GATEWAY", "") if options.gateway is None else options.gateway
-    if named:
-        gateway, token = address_of(named), _token(options.token_file)
+    if named := gateway_named(options):
         async with http_client() as client:
-            yield RemoteRecords(client, gateway, token)
+            yield RemoteRecords(client, named.address, named.token)
         return
     configuration = load_configuration(starting.servers_path())
     async with configured_store(configuration) as store:
         yield StoreRecords(configuration, store, local_identity())
-
-
-def _token(file: str | None) -> str | None:
-    """From the file, else from the environment; never from the command line, which every list of processes shows."""
-    where, text = "APOLLOS_TOKEN", os.environ.get("APOLLOS_TOKEN") or None
-    if file is not None:
-        where = f"--token-file {file}"
-        try:
-            with Path(file).expanduser().open("rb") as opened:
-                text = opened.read(_MAX_TOKEN).decode().strip()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise ConfigurationError(f"{where}: cannot be read ({reason})") from None
-    if text is None:
-        return None
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigurationError(f"{where}: does not hold a token: one word, without spaces")
-    return text
 
 
 # ------------------------------------------------------------------------------------------------------- what is asked

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic.alias_generators import to_camel
 
@@ -26,7 +26,7 @@ _MERGE_PATCH = "application/merge-patch+json"
 class RemoteRecords(Records):
     """
     Args:
-        gateway: its address, as `address_of` gives it.
+        gateway: its address, as `gateway_address` gives it.
         token: who asks; None where the gateway authenticates nobody.
     """
 
@@ -133,22 +133,3 @@ def _body(fields: Mapping[str, Any]) -> Json:
         name, version = image_parts(image)
         body |= {"imageName": name} | ({"imageVersion": version} if version else {})
     return body
-
-
-def address_of(text: str) -> str:
-    """A gateway's address, however it was written: with or without the `/mcp` that clients use.
-
-    Raises:
-        ConfigurationError: it is none, or holds a user or a query, which every list of processes would show.
-    """
-    address = text.rstrip("/").removesuffix("/mcp")
-    try:
-        parts = urlsplit(address)
-        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole or parts.username is not None or parts.query or parts.fragment:
-        raise ConfigurationError(
-            "--gateway (or APOLLOS_GATEWAY) must be an address such as http://127.0.0.1:8808, without user and query"
-        )
-    return address

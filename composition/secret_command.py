@@ -14,6 +14,7 @@ from typing import Any
 from composition.parts import open_secrets
 from composition.servers_file import Configuration, load_configuration
 from composition.starting import FAILED, OK, servers_path
+from providers.errors import ConfigurationError
 from providers.identity import Identity, local_identity
 from providers.secret_names import named_in
 from providers.secrets import MAX_VALUE_BYTES, Owner, SecretStore
@@ -42,10 +43,18 @@ def _set(options: Any) -> int:
     if sys.stdin.isatty():
         value = getpass.getpass(f"Value of {options.name}: ")
     else:
-        value = sys.stdin.read(MAX_VALUE_BYTES + 2).removesuffix("\n")
+        value = _text(sys.stdin.buffer.read(MAX_VALUE_BYTES + 3))
     store.set(options.name, value, owner)
     sys.stderr.write(f"'{options.name}' is kept in the {store.keeper}. Sessions that open from now on have it.\n")
     return OK
+
+
+def _text(data: bytes) -> str:
+    """What came on stdin, without the end of its line."""
+    try:
+        return data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigurationError("what came on stdin is not text in UTF-8. Nothing was kept") from None
 
 
 def _remove(options: Any) -> int:

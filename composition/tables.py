@@ -41,6 +41,7 @@ def without(table: Mapping[str, Any], key: Key) -> dict[str, Any]:
     return {name: value for name, value in table.items() if rest or name != head}
 
 
+_SECRET = "${secret:"
 _VARIABLE = re.compile(
     r"\$\$|\$\{secret:[^}]*\}|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}$]*))?\}|\$\{.*|\$(?=[A-Za-z_])", re.S
 )
@@ -68,12 +69,14 @@ def expand(value: Any, environ: Mapping[str, str], key: Key = ()) -> tuple[Any, 
 
 def _filled_in(text: str, environ: Mapping[str, str], key: Key) -> tuple[str, list[Problem]]:
     wrong: list[str] = []
+    named: list[str] = []
 
     def fill(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
         if match[0] == "$$":
             return "$"
-        if match[0].startswith("${secret:"):  # its value is put in where a session is opened
+        if match[0].startswith(_SECRET):  # its value is put in where a session is opened
+            named.append(match[0])
             return match[0]
         if name is None:  # not quoted: the text may be a password that holds a '$'
             wrong.append("has a '$' that is no variable. Write ${VAR}, or $$ for the sign itself")
@@ -87,6 +90,8 @@ def _filled_in(text: str, environ: Mapping[str, str], key: Key) -> tuple[str, li
         return match[0]
 
     filled = _VARIABLE.sub(fill, text)
+    if filled.count(_SECRET) > len(named) and not wrong:  # a stranger's text, escaped, must not become a secret's name
+        wrong.append("would name a secret only once '$$' or a variable is filled in. Write ${secret:NAME} itself")
     return filled, [Problem(key, sentence) for sentence in dict.fromkeys(wrong)]
 
 

@@ -7,11 +7,10 @@ The command line comes in. Servers are reached by a gateway of this process, as 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -21,9 +20,12 @@ from fastmcp.client.transports import StreamableHttpTransport
 
 from composition.cost import tokens_of
 from composition.gateway import SERVE_MAX_CONNECTIONS
+from composition.gateway_address import NamedGateway, add_gateway_options, gateway_named
 from composition.ranking import ToolIndex, rank
 from composition.settings import ToolListing
 from composition.starting import FAILED, MISCONFIGURED, OK, gateway_from_environment, run
+from providers.container_log import harmless
+from providers.errors import CallerError
 from providers.lines import Json, MCPError
 
 _SHORT = 80
@@ -45,17 +47,13 @@ def register(commands: Any) -> None:
     call.set_defaults(run=lambda options: run(partial(_call, options)))
     for command in (tools, call):
         command.add_argument("--json", action="store_true", help="for programs")
-        command.add_argument(
-            "--gateway", metavar="URL", default=os.environ.get("APOLLOS_GATEWAY"), help="a gateway that runs"
-        )
+        add_gateway_options(command, otherwise="the servers of servers.toml and the store")
 
 
 @asynccontextmanager
 async def _connected(options: Any, server: str | None) -> AsyncIterator[Client[Any]]:
-    if options.gateway:
-        token = os.environ.get("APOLLOS_TOKEN")
-        address = options.gateway.rstrip("/").removesuffix("/mcp") + "/mcp"
-        async with Client(StreamableHttpTransport(address, auth=token)) as client:
+    if named := gateway_named(options):
+        async with _reached(named) as client:
             yield client
         return
     gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS, tools=ToolListing.ALL)
@@ -69,6 +67,29 @@ async def _connected(options: Any, server: str | None) -> AsyncIterator[Client[A
             yield client
     finally:
         await gateway.stop()
+
+
+@asynccontextmanager
+async def _reached(named: NamedGateway) -> AsyncIterator[Client[Any]]:
+    """A client of a gateway that runs.
+
+    Raises:
+        CallerError: it does not answer, or does not let us in.
+    """
+    client: Client[Any] = Client(StreamableHttpTransport(f"{named.address}/mcp", auth=named.token))
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(client)
+        except Exception as error:  # noqa: BLE001 - each line's HTTP library raises errors of its own
+            raise CallerError(
+                f"the gateway at {named.address} cannot be asked ({_first_line(error)}). Does it run? Where it wants a "
+                "token, put that into APOLLOS_TOKEN, or into a file and name that with --token-file"
+            ) from None
+        yield client
+
+
+def _first_line(error: Exception) -> str:
+    return harmless((str(error) or type(error).__name__).partition("\n")[0].strip())
 
 
 async def _tools(options: Any) -> int:
@@ -89,10 +110,11 @@ async def _tools(options: Any) -> int:
     rows = [(name, _line(form)) for name, form in forms.items()]
     width = max((len(name) for name, _ in rows), default=0)
     for name, described in rows:
-        sys.stdout.write(f"{name.ljust(width)}  {described}".rstrip() + "\n")
+        sys.stdout.write(harmless(f"{name.ljust(width)}  {described}".rstrip()) + "\n")
     if not rows:
-        sys.stdout.write("No tool.\n")
-    return OK
+        nobody = f"No server '{options.server}' shows a tool. `list` shows the servers" if options.server else "No tool"
+        sys.stderr.write(harmless(nobody) + ".\n")
+    return OK if rows else FAILED
 
 
 async def _forms(client: Client[Any]) -> list[Json]:
@@ -150,27 +172,34 @@ async def _call(options: Any) -> int:
         try:
             result = await client.call_tool_mcp(options.tool, arguments)
         except MCPError as error:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(harmless(str(error)) + "\n")
             return FAILED
     answer = result.model_dump(mode="json", by_alias=True, exclude_none=True)
     if options.json:
         _print_json(answer)
     else:
         for block in answer.get("content", []):
-            sys.stdout.write((block["text"] if block.get("type") == "text" else json.dumps(block)) + "\n")
+            _print_text(block["text"] if block.get("type") == "text" else json.dumps(block))
     return FAILED if answer.get("isError") else OK
+
+
+def _print_text(text: str) -> None:
+    """As the tool wrote it; but a terminal obeys no tool."""
+    lines = text.split("\n")
+    sys.stdout.write("\n".join(map(harmless, lines) if sys.stdout.isatty() else lines) + "\n")
 
 
 def _arguments(words: list[str], schema: Json) -> Json:
     """`key=value` as the tool's schema wants it: a text as it stands, anything else as JSON."""
     arguments: Json = {}
-    properties = schema.get("properties") or {}
+    properties = schema.get("properties")
     for word in words:
         key, is_pair, value = word.partition("=")
         if not is_pair:
             raise ValueError(f"'{word}' is no argument. Write key=value.")
-        wanted = (properties.get(key) or {}).get("type", "string")
-        if wanted == "string" or "string" in wanted:
+        described = properties.get(key) if isinstance(properties, dict) else None
+        wanted = described.get("type", "string") if isinstance(described, dict) else "string"
+        if wanted == "string" or (isinstance(wanted, list) and "string" in wanted):
             arguments[key] = value
             continue
         try:

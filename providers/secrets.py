@@ -83,7 +83,7 @@ class SecretKeeper(SecretSource, Protocol):
 
 
 class EnvironmentSecrets:
-    """`APOLLOS_SECRET_GITHUB_TOKEN` holds `github.token`. The gateway's environment is the operator's: no user has a
+    """`APOLLOS_SECRET_GITHUB__TOKEN` holds `github.token`. The gateway's environment is the operator's: no user has a
     value of his own there."""
 
     name = "environment"
@@ -92,7 +92,8 @@ class EnvironmentSecrets:
         self._environ = environ
 
     def get(self, secret: str, owner: Owner | None) -> str | None:
-        return None if owner else self._environ.get(variable_for(secret)) or None
+        variable = None if owner else variable_for(secret)
+        return self._environ.get(variable) or None if variable else None
 
     def names(self) -> Iterator[tuple[str, Owner | None]]:
         for variable in sorted(self._environ):
@@ -100,9 +101,12 @@ class EnvironmentSecrets:
                 yield variable, None
 
 
-def variable_for(secret: str) -> str:
-    """The environment variable that holds a secret."""
-    return _VARIABLE_PREFIX + re.sub(r"[^A-Z0-9]", "_", secret.upper())
+def variable_for(secret: str) -> str | None:
+    """The environment variable that holds a secret; None for a name with two signs side by side. So no server's secret
+    is another's: `my.server-token` and `my-server.token` are two variables."""
+    if re.search(r"[_.-]{2}", secret):
+        return None
+    return _VARIABLE_PREFIX + secret.upper().replace(".", "__").replace("-", "_")
 
 
 class FolderSecrets:
@@ -202,7 +206,8 @@ class FileSecrets:
         try:
             document = json.loads(data)
             secrets, users = document["secrets"], document["users"]
-            if not isinstance(secrets, dict) or not all(isinstance(each, dict) for each in users.values()):
+            owned = [table for servers in users.values() for table in servers.values()]
+            if not all(isinstance(table, dict) for table in (secrets, *owned)):
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ConfigurationError(f"{self.path}: is not what `secret set` writes. Restore it or remove it") from None

@@ -102,7 +102,10 @@ def check_change(
     if not is_operator(gateway, identity):
         role = gateway.settings.operator_role
         before = now or McpServerResource.model_construct(timeouts=gateway.settings.timeouts)
-        wrong += [Wrong(_spelled(key), f"is for operators (role '{role}')") for key in _operators_part(wanted, before)]
+        wrong += [
+            Wrong(_spelled(key), f"is for operators (role '{role}')")
+            for key in dict.fromkeys(_operators_part(wanted, before))
+        ]
     if now is not None and creator_of(identity) != now.created_by and wanted.required_roles != now.required_roles:
         wrong.append(Wrong("requiredRoles", "is for the creator of the server"))
     if wrong:
@@ -113,8 +116,14 @@ def _operators_part(wanted: McpServerResource, before: McpServerResource) -> Ite
     yield from (key for key in OPERATOR_KEYS if getattr(wanted, key) != getattr(before, key))
     if any(_VARIABLE in text for text in (wanted.url or "", *wanted.headers.values())):
         yield from (key for key in _WHERE_TO if getattr(wanted, key) != getattr(before, key))
+    if _host_of(wanted) != _host_of(before):  # behind one address there may be several servers
+        yield "headers"
     if named_in(wanted) and wanted.per_user != before.per_user:
         yield "per_user"
+
+
+def _host_of(resource: McpServerResource) -> str | None:
+    return next((value for name, value in resource.headers.items() if name.lower() == "host"), None)
 
 
 def _spelled(key: str) -> str:

@@ -20,6 +20,7 @@ from composition.clients.servers_writing import servers_in
 from composition.parts import open_secrets
 from composition.servers_file import load_configuration
 from composition.starting import FAILED, OK, servers_path
+from providers.container_log import harmless
 from providers.errors import ConfigurationError
 
 
@@ -65,12 +66,13 @@ def _import(options: argparse.Namespace) -> int:
         raise ConfigurationError(
             "Name the file of a chat client, or whose file it is: server.py import --client cursor"
         )
-    plan = plan_import(path.expanduser(), client, servers_path())
-    outcome = carry_out(plan, keeper_of()) if options.write else None
+    keeper = keeper_of() if options.write or servers_path().exists() else None
+    plan = plan_import(path.expanduser(), client, servers_path(), keeper=keeper)
+    outcome = carry_out(plan, keeper) if options.write else None
     if options.json:
         sys.stdout.write(json.dumps(_as_json(plan, outcome), indent=2) + "\n")
     else:
-        sys.stdout.write("\n".join(_for_people(plan, outcome)) + "\n")
+        _say(_for_people(plan, outcome))
     return FAILED if any(each.step is Step.REFUSED for each in plan.planned) else OK
 
 
@@ -89,10 +91,11 @@ def _as_json(plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
 
 def _for_people(plan: Plan, outcome: Outcome | None) -> list[str]:
     lines = [f"{plan.file.path} ({plan.file.client.title})", ""]
-    width = max((len(each.entry.name) for each in plan.planned), default=0)
-    for each in plan.planned:
+    names = [each.entry.name if each.step is Step.ADD else each.entry.original for each in plan.planned]
+    width = max(map(len, names), default=0)
+    for each, name in zip(plan.planned, names, strict=True):
         entry = each.entry
-        lines.append(f"  {entry.name:<{width}}  {each.step}{f': {each.why}' if each.why else ''}")
+        lines.append(f"  {name:<{width}}  {each.step}{f': {each.why}' if each.why else ''}")
         if each.step is not Step.ADD:
             continue
         indent = " " * (width + 6)
@@ -126,7 +129,7 @@ def _place(options: argparse.Namespace) -> tuple[Client, Path]:
 
 def _connect(options: argparse.Namespace) -> int:
     client, path = _place(options)
-    change = connect(client, path, servers_path(), move=options.move)
+    change = connect(client, path, servers_path(), move=options.move, keeper=keeper_of() if options.move else None)
     said = [f"{client.title} {'starts' if change.is_change else 'already starts'} this gateway: {path}"]
     said += [f"Moved to the gateway: {', '.join(change.names)}."] if change.names else []
     said += [f"Beside it stay: {', '.join(change.kept)}."] if change.kept else []
@@ -147,8 +150,16 @@ def _disconnect(options: argparse.Namespace) -> int:
 def _tell(options: argparse.Namespace, change: Change, said: list[str]) -> int:
     facts = {"client": options.client, "file": str(change.path), "changed": change.is_change}
     facts |= {"servers": list(change.names), "backup": str(change.backup or "")}
-    sys.stdout.write(json.dumps(facts, indent=2) + "\n" if options.json else "\n".join(said) + "\n")
+    if options.json:
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+    else:
+        _say(said)
     return OK
+
+
+def _say(lines: list[str]) -> None:
+    """For people. A name in a client's file may be a stranger's: no terminal obeys it."""
+    sys.stdout.write("".join(harmless(line) + "\n" for line in lines))
 
 
 # ----------------------------------------------------------------------------------------------------------- export
@@ -158,5 +169,5 @@ def _export(options: argparse.Namespace) -> int:
     entries, left_out = exported(servers_in(servers_path()))
     sys.stdout.write(json.dumps({"mcpServers": entries}, indent=2, ensure_ascii=False) + "\n")
     for name, why in left_out.items():
-        sys.stderr.write(f"{name}: {why}\n")
+        sys.stderr.write(harmless(f"{name}: {why}") + "\n")
     return OK

@@ -20,6 +20,7 @@ from composition.clients.importing import is_gateway, same_server
 from composition.clients.jsonc import Document, parse, with_member, with_raw_member, without_member
 from composition.clients.kinds import Client
 from composition.clients.reading import read_client_file, read_text
+from composition.clients.secret_keeping import SecretKeeper
 from composition.clients.servers_writing import put_private, replace_text, servers_in
 from providers.errors import ConfigurationError
 
@@ -38,22 +39,26 @@ class Change:
     """Entries of the client that stay beside the gateway."""
 
 
-def connect(client: Client, path: Path, servers_toml: Path, *, move: bool = False) -> Change:
+def connect(
+    client: Client, path: Path, servers_toml: Path, *, move: bool = False, keeper: SecretKeeper | None = None
+) -> Change:
     """Write the gateway into a client's file; done twice, it changes nothing the second time.
 
     Args:
         move: whether entries whose servers the gateway has too are taken out.
+        keeper: has the secrets of those servers; an entry with other ones is another account, and stays.
 
     Raises:
         ConfigurationError: the file cannot be read or written, or holds another server under our name.
     """
     is_new = not path.exists()
-    document = _document(client, path, "{}\n" if is_new else read_text(path))
+    read = "" if is_new else read_text(path)
+    document = _document(client, path, read)
     servers = _servers(document, client)
     if NAME in servers and not is_gateway(_flat(servers[NAME])):
         raise ConfigurationError(f"{path}: has a server '{NAME}' that is not this gateway. Give that another name")
     text = with_member(document, [client.key], NAME, gateway_entry(client))
-    moved = _movable(client, path, servers, servers_toml) if move and not is_new else []
+    moved = _movable(client, path, servers, servers_toml, keeper) if move and not is_new else []
     raw = {name: _raw(document, client, name) for name in moved}
     for name in moved:
         text = without_member(_document(client, path, text), [client.key], name)
@@ -62,6 +67,10 @@ def connect(client: Client, path: Path, servers_toml: Path, *, move: bool = Fals
     others = tuple(name for name in expected if name != NAME)
     if text == document.text:
         return Change(path, False, kept=others)
+    if (read_text(path) if path.exists() else "") != read:
+        raise ConfigurationError(
+            f"{path}: was written to by somebody else just now. Nothing was changed: run this again"
+        )
     backup = _remember(path, document.text, text, raw, is_new=is_new)
     replace_text(path, text)
     return Change(path, True, tuple(moved), backup, others)
@@ -77,7 +86,8 @@ def disconnect(client: Client, path: Path) -> Change:
     if not path.exists():
         return Change(path, False)
     document = _document(client, path, read_text(path))
-    if record.get("after") == _fingerprint(document.text):
+    is_copy_there = record.get("is_new") or path.with_name(path.name + BACKUP).exists()
+    if is_copy_there and record.get("after") == _fingerprint(document.text):
         return _as_it_was(path, record)
     servers = _servers(document, client)
     text, is_ours = document.text, NAME in servers and is_gateway(_flat(servers[NAME]))
@@ -138,7 +148,9 @@ def _raw(document: Document, client: Client, name: str) -> str:
     return document.text[node.start : node.end]
 
 
-def _movable(client: Client, path: Path, servers: Mapping[str, Any], servers_toml: Path) -> list[str]:
+def _movable(
+    client: Client, path: Path, servers: Mapping[str, Any], servers_toml: Path, keeper: SecretKeeper | None
+) -> list[str]:
     """Entries of which the gateway has the same server, so that nothing is lost without them."""
     known = servers_in(servers_toml)
     entries = read_client_file(path, client).entries
@@ -148,7 +160,7 @@ def _movable(client: Client, path: Path, servers: Mapping[str, Any], servers_tom
         if entry.original in servers
         and not entry.problem
         and entry.original != NAME
-        and same_server(entry.table, known)
+        and same_server(entry, known, keeper)
     ]
 
 
@@ -190,8 +202,9 @@ def _recorded(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError):
         known = None
-    if not isinstance(known, dict) or not isinstance(known.get("moved"), dict):
+    moved = known.get("moved") if isinstance(known, dict) else None
+    if not isinstance(moved, dict) or not all(isinstance(each, str) for each in moved.values()):
         raise ConfigurationError(
             f"{record}: cannot be read. What was moved is in {path.name}{BACKUP}; remove the record"
         )
-    return known
+    return dict(known)

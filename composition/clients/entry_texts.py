@@ -24,7 +24,9 @@ _VARIABLES = {
     Variables.DOLLAR: re.compile(rf"\$(?:\{{(?P<name>{_NAME})\}}|(?P<bare>{_NAME}))"),
 }
 _OF_EDITORS = re.compile(r"\$\{(?P<word>input:[^{}]+|userHome|workspaceFolder|pathSeparator|/)\}")
-_SIGN = re.compile(r"\$(?=[A-Za-z_{])")
+_SIGN = re.compile(r"\$(?=[A-Za-z_{$])")
+_SIGN_BEFORE_MORE = re.compile(r"\$(?=[A-Za-z_{$]|\Z)")
+"""The same in a text that one of our variables follows."""
 _SECRET_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _SCHEME = re.compile(r"(?P<scheme>(?:Authorization: *)?(?:Bearer|Basic|Token) +)?(?P<rest>.*)", re.I | re.S)
 _PARAMETER = re.compile(r"[?&](?P<name>[^=&#]+)=(?P<value>[^&#]+)")
@@ -157,7 +159,7 @@ class Texts:
             return _SIGN.sub("$$", text)
         pieces, position = [], 0
         for match in re.finditer(both, text):
-            pieces += [_SIGN.sub("$$", text[position : match.start()]), self._ours(match.groupdict())]
+            pieces += [_SIGN_BEFORE_MORE.sub("$$", text[position : match.start()]), self._ours(match.groupdict())]
             position = match.end()
         return "".join([*pieces, _SIGN.sub("$$", text[position:])])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +19,9 @@ from composition.clients.reading import ClientFile, Entry, read_client_file
 from composition.clients.secret_keeping import SecretKeeper
 from composition.clients.servers_writing import add_servers, problem_with, servers_in, toml_of
 
-_REFERENCE = re.compile(r"\$\{secret:[^{}]*\}")
-_REACH = ("command", "args", "cwd", "url", "docker_image", "docker_command", "python")
+_REFERENCE = re.compile(r"\$\{secret:([^{}]*)\}")
+_REACH = ("command", "args", "cwd", "url", "docker_image", "docker_command", "python", "env", "headers")
+"""What makes two servers the same one. Variables and headers do too: they often say whose account it is."""
 
 
 class Step(StrEnum):
@@ -77,31 +78,38 @@ class Outcome:
     unset: tuple[str, ...] = field(default=())
 
 
-def plan_import(path: Path, client: Client | None, servers_toml: Path, environ: Mapping[str, str] = os.environ) -> Plan:
+def plan_import(
+    path: Path,
+    client: Client | None,
+    servers_toml: Path,
+    environ: Mapping[str, str] = os.environ,
+    keeper: SecretKeeper | None = None,
+) -> Plan:
     """What an import of this file would do. It blocks.
+
+    Args:
+        keeper: tells two accounts at one server apart, by their secrets.
 
     Raises:
         ConfigurationError: one of the two files cannot be read.
     """
     known = servers_in(servers_toml)
     file = read_client_file(path, client, taken=known)
+    there = {entry.original: same_server(entry, known, keeper) for entry in file.entries}
     return Plan(
-        file, servers_toml, tuple(_planned(entry, file, servers_toml, known, environ) for entry in file.entries)
+        file,
+        servers_toml,
+        tuple(_planned(entry, file, servers_toml, there[entry.original], environ) for entry in file.entries),
     )
 
 
 def _planned(
-    entry: Entry,
-    file: ClientFile,
-    servers_toml: Path,
-    known: Mapping[str, Mapping[str, Any]],
-    environ: Mapping[str, str],
+    entry: Entry, file: ClientFile, servers_toml: Path, there: str | None, environ: Mapping[str, str]
 ) -> Planned:
     if entry.problem:
         return Planned(entry, Step.REFUSED, entry.problem)
     if is_gateway(entry.table):
         return Planned(entry, Step.ITSELF)
-    there = same_server(entry.table, known)
     if there:
         return Planned(entry, Step.KNOWN, f"as {there}")
     problem = problem_with(servers_toml, _toml(entry, file), environ)
@@ -134,24 +142,40 @@ def _toml(entry: Entry, file: ClientFile) -> str:
 
 def is_gateway(table: Mapping[str, Any]) -> bool:
     """Whether an entry starts this gateway, or another copy of it."""
-    words = [table.get("command"), *table.get("args", ())]
+    args = table.get("args")
+    words = [table.get("command"), *(args if isinstance(args, list | tuple) else ())]
     env = table.get("env")
     return any(isinstance(word, str) and re.search(r"(^|[/\\])server\.py$", word) for word in words) and (
         "--directory" in words or (isinstance(env, dict) and "APOLLOS_SERVERS" in env) or len(words) == 2
     )
 
 
-def same_server(table: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The name of the server that is reached in the same way, whatever its secrets are called."""
-    reach = _reach(table)
-    return next((name for name, other in known.items() if _reach(other) == reach), None)
+def same_server(entry: Entry, known: Mapping[str, Mapping[str, Any]], keeper: SecretKeeper | None = None) -> str | None:
+    """The name of the server that is reached in the same way, with the same secrets, whatever they are called.
+
+    Args:
+        keeper: has the values of those that are known; without it only their places are compared.
+    """
+    reach = _reach(entry.table, entry.secrets.get if keeper else _nothing)
+    return next(
+        (name for name, other in known.items() if _reach(other, keeper.get if keeper else _nothing) == reach), None
+    )
 
 
-def _reach(table: Mapping[str, Any]) -> list[Any]:
-    return [_without_names(table.get(key)) for key in _REACH]
+def _nothing(name: str) -> None:
+    return None
 
 
-def _without_names(value: Any) -> Any:
+def _reach(table: Mapping[str, Any], value_of: Callable[[str], str | None]) -> list[Any]:
+    return [_filled(table.get(key), value_of) for key in _REACH]
+
+
+def _filled(value: Any, value_of: Callable[[str], str | None]) -> Any:
+    """With the values of secrets in place of their names. It is compared and goes nowhere."""
     if isinstance(value, list):
-        return [_without_names(each) for each in value] or None
-    return _REFERENCE.sub("${secret:}", value) if isinstance(value, str) else value
+        return [_filled(each, value_of) for each in value] or None
+    if isinstance(value, Mapping):
+        return {name: _filled(each, value_of) for name, each in value.items()} or None
+    if not isinstance(value, str):
+        return value
+    return _REFERENCE.sub(lambda found: f"${{secret:{value_of(found[1]) or ''}}}", value)

@@ -254,7 +254,10 @@ def without_member(document: Document, path: Sequence[str], key: str) -> str:
     kept = text[before:start].rstrip()  # comments
     if not place and not kept.strip() and not text[member.node.end : node.end - 1].strip():
         return text[:before] + text[node.end - 1 :]
-    return text[: before - 1 if place else before] + kept + text[member.node.end :]
+    rest = text[member.node.end :]
+    if "//" in kept.rpartition("\n")[2] and not re.match(r"[ \t]*\r?\n", rest):
+        kept += "\n"  # what closes the object is not to stand in the comment
+    return text[: before - 1 if place else before] + kept + rest
 
 
 def _line_start(text: str, position: int) -> int:

@@ -7,6 +7,7 @@ the table refers to it as `${secret:NAME}`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,9 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such file. Name the client's own with --path, or as FILE") from None
+        raise ConfigurationError(
+            f"{path}: no such file. Where the client keeps it elsewhere, name it: import FILE, connect --path FILE"
+        ) from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > MAX_BYTES:
@@ -232,6 +235,10 @@ def _limits(client: Client, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(name: str, table: dict[str, Any]) -> None:
     """What our own records have against it; values are not quoted."""
+    try:
+        json.dumps(table, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError("holds a sign that is none") from None
     unfilled = {**table, "is_enabled": False}  # variables are filled in when servers.toml is read
     try:
         McpServerResource.model_validate({"name": name, **unfilled})

@@ -122,6 +122,8 @@ def _beside(path: Path, content: bytes, mode: int | None = None) -> Iterator[Pat
     try:
         file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(file, "wb") as opened:  # noqa: PTH123 - a descriptor
+            if hasattr(os, "fchmod"):
+                os.fchmod(file, mode)  # whatever the umask is
             opened.write(content)
             opened.flush()
             os.fsync(file)

@@ -182,10 +182,16 @@ async def save(configuration: Configuration, resource: McpServerResource) -> lis
 
 
 def secrets_to_set(configuration: Configuration, server: Found) -> list[str]:
-    """What a person has yet to do before a server's first call."""
+    """What a person has yet to do before a server's first call. A value that a stranger's server finds already there is
+    told too: two names may share one environment variable."""
     kept = open_secrets(configuration.settings)
-    missing = [need.name for need in server.missing if need.kind is NeedKind.SECRET and kept.get(need.name) is None]
-    return [f"It needs a secret before its first call. Set it with: secret set {name}" for name in missing]
+    return [
+        f"It needs a secret before its first call. Set it with: secret set {need.name}"
+        if kept.get(need.name) is None
+        else f"It gets the secret {need.name}, which is set already. `secret list` shows where."
+        for need in server.missing
+        if need.kind is NeedKind.SECRET
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- writing

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import anyio.to_thread
 
-from composition.discovery.cache import MAX_BYTES, Document, DocumentCache
+from composition.discovery.cache import MAX_BYTES, Document, DocumentCache, DocumentUnavailable
 from composition.discovery.catalog import Catalog, Entry, read_catalog
 from composition.discovery.catalog_document import Unreadable
 from composition.discovery.catalog_resources import NOTHING, Given, converted
@@ -23,6 +23,9 @@ from providers.errors import ConfigurationError, GatewayError
 DOCKER_CATALOG = "https://desktop.docker.com/mcp/catalog/v3/catalog.yaml"
 """The one that Docker publishes, which is read where the operator names none."""
 
+_OTHERWISE = (
+    "Try again later, or name a catalog: a file or an address, with --catalog or as `catalogs` under [gateway]."
+)
 _ACCEPTED = "application/yaml, application/json;q=0.9, */*;q=0.1"
 
 
@@ -79,19 +82,24 @@ async def load(places: Collection[str], cache: DocumentCache) -> Shelf:
     """The catalogs of these files and addresses, those that can be had; of none: Docker's own.
 
     Raises:
-        ConfigurationError: none can; it says why of each.
+        DocumentUnavailable: none answers; it says why of each.
+        ConfigurationError: none can be had, and one of them is wrong.
     """
-    shelf, failures = Shelf(), list[str]()
+    shelf, failures, is_away = Shelf(), list[str](), True
     for place in places or (DOCKER_CATALOG,):
         try:
             document = await _document(place, cache)
         except GatewayError as error:
-            failures.append(f"{place}: {error}")
+            told = str(error)
+            failures.append(told if told.startswith(place) else f"{place}: {told}")
+            is_away = is_away and isinstance(error, DocumentUnavailable)
             continue
         shelf.add(place, document.value)
         shelf.notes += [document.note] if document.note else []
     if failures and not (shelf.entries or shelf.problems):
-        raise ConfigurationError(failures)
+        if not is_away:
+            raise ConfigurationError(failures)
+        raise DocumentUnavailable("\n".join([*failures, _OTHERWISE]))
     shelf.notes += failures
     return shelf
 

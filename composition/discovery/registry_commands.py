@@ -70,6 +70,7 @@ async def _with_registry(run: Run, options: Any) -> int:
         return await run(configuration, client, options)
     except DocumentUnavailable as error:
         _say(str(error))
+        _say("Try again later, or name another registry: `mcp_registry` under [gateway].")
         return starting.FAILED
 
 

@@ -283,7 +283,7 @@ async def test_a_change_of_servers_does_not_end_a_call_that_asks(era: str, tmp_p
 async def test_an_operators_server_has_the_gateways_secrets_only_when_that_was_approved(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setenv("APOLLOS_SECRET_KEYED_API_KEY", "the operator's")
+    monkeypatch.setenv("APOLLOS_SECRET_KEYED__API_KEY", "the operator's")
     async with (
         shop(tmp_path, monkeypatch, dynamic_secrets=True, **ALLOWED) as gateway,
         gateway.client("ada", HANDSHAKE) as ada,

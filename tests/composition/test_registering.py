@@ -15,7 +15,7 @@ import pytest
 
 from composition import registering
 from composition.cli import parse
-from composition.remote_records import address_of
+from composition.gateway_address import address_of
 from providers.errors import ConfigurationError
 from tests.helpers.fake_api import TOKEN, FakeApi, fake_api
 from tests.helpers.ports import dead_port

@@ -81,3 +81,18 @@ async def test_two_users_of_one_server_have_each_their_own(tmp_path: Path) -> No
             assert [await ada.call("den_secret"), await bob.call("den_secret")] == ["of-ada", "of-bob"]
             with pytest.raises(Exception, match="of your own"):
                 await cyd.call("den_secret")
+
+
+def test_a_value_comes_without_the_end_of_its_line_and_is_text(tmp_path: Path) -> None:
+    environ = os.environ | {"APOLLOS_SERVERS": str(tmp_path / "servers.toml"), "APOLLOS_STATE_DIR": str(tmp_path / "s")}
+    (tmp_path / "servers.toml").write_text("")
+    command = [sys.executable, str(ROOT / "server.py"), "secret", "set", "a.b"]
+
+    def keep(value: bytes) -> int:
+        return subprocess.run(
+            command, input=value, capture_output=True, env=environ, timeout=60, check=False
+        ).returncode
+
+    assert keep(b"a\nb\r\n") == 0
+    assert json.loads((tmp_path / "s" / "secrets.json").read_text())["secrets"] == {"a.b": "a\nb"}
+    assert keep(b"a\xff\n") == 2

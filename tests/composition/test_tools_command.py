@@ -58,6 +58,8 @@ def test_a_tool_is_called_with_what_it_wants(folder: Path) -> None:
     failed = run(folder, "call", "one_fail", "message=no")
     assert failed.returncode == 1 and "no" in failed.stdout
     assert run(folder, "call", "one_absent").returncode == 1
+    nobody = run(folder, "tools", "--server", "three")
+    assert nobody.returncode == 1 and "No server 'three' shows a tool" in nobody.stderr
 
 
 async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> None:
@@ -69,3 +71,16 @@ async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> 
 
         assert "mine_echo" in (await anyio.to_thread.run_sync(ask, "ada")).stdout
         assert json.loads((await anyio.to_thread.run_sync(ask, "bob")).stdout) == []
+        stranger = await anyio.to_thread.run_sync(lambda: run(folder, "tools", "--gateway", served.url))
+        assert stranger.returncode == 1 and "APOLLOS_TOKEN" in stranger.stderr and "Traceback" not in stranger.stderr
+
+
+def test_a_gateway_that_cannot_be_asked_is_told_in_a_line(folder: Path) -> None:
+    for command in (["tools"], ["call", "one_echo", "text=x"]):
+        away = run(folder, *command, "--gateway", "http://127.0.0.1:1/mcp")
+        assert away.returncode == 1 and "the gateway at http://127.0.0.1:1 cannot be asked" in away.stderr
+        wrong = run(folder, *command, "--gateway", "somewhere")
+        assert wrong.returncode == 2 and "--gateway" in wrong.stderr
+        lost = run(folder, *command, "--gateway", "http://127.0.0.1:1", "--token-file", str(folder / "none"))
+        assert lost.returncode == 2 and "--token-file" in lost.stderr
+        assert "Traceback" not in away.stderr + wrong.stderr + lost.stderr

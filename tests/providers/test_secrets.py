@@ -117,7 +117,7 @@ def test_the_first_source_that_has_it_decides(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "github.token").write_text("folder\n")
     assert secrets.get("github.token") == "folder"
-    environ["APOLLOS_SECRET_GITHUB_TOKEN"] = "environment"
+    environ["APOLLOS_SECRET_GITHUB__TOKEN"] = "environment"
     assert secrets.get("github.token") == "environment"
 
 
@@ -156,7 +156,18 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
         secrets.get("a")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"secrets": []}', '{"secrets": {}, "users": {"a": 1}}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"secrets": []}',
+        '{"secrets": {}, "users": {"a": 1}}',
+        "[" * 9999,
+        '{"secrets": {}, "users": {"u": {"s": 5}}}',
+    ],
+)
 def test_a_file_that_is_not_ours_is_refused_and_not_overwritten(tmp_path: Path, text: str) -> None:
     file = tmp_path / "secrets.json"
     file.write_text(text)
@@ -272,3 +283,10 @@ def test_a_keyring_that_cannot_be_used_is_told(ring: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(ring, "get_password", locked)
     with pytest.raises(ConfigurationError, match="KeyringLocked"):
         KeyringSecrets().get("a", None)
+
+
+def test_no_servers_secret_is_anothers_in_the_environment(tmp_path: Path) -> None:
+    secrets = store(tmp_path, {"APOLLOS_SECRET_MY_SERVER__TOKEN": "of my-server"})
+    assert secrets.get("my-server.token") == "of my-server"
+    for other in ("my.server-token", "my--server.token", "my.server.token", "my-server..token"):
+        assert secrets.get(other) is None

@@ -158,3 +158,76 @@ def test_the_usual_place_is_below_the_user_s_home(
     assert main(["connect", "cursor"]) == 0
     assert (tmp_path / ".cursor" / "mcp.json").exists()
     assert main(["disconnect", "cursor"]) == 0
+
+
+def test_without_the_copy_the_entries_are_put_back(tmp_path: Path, servers_toml: Path) -> None:
+    path = tmp_path / "client.json"
+    path.write_text('{"mcpServers": {"mine": {"command": "python3"}}}')
+    connect(CLIENTS["cursor"], path, servers_toml, move=True)
+    (tmp_path / (path.name + BACKUP)).unlink()
+    assert disconnect(CLIENTS["cursor"], path).names == ("mine",)
+    assert servers("cursor", path) == {"mine": {"command": "python3"}}
+    assert not (tmp_path / (path.name + RECORD)).exists()
+
+
+def test_a_record_that_somebody_broke_is_told(tmp_path: Path, servers_toml: Path) -> None:
+    path = tmp_path / "client.json"
+    path.write_text("{}")
+    (tmp_path / (path.name + RECORD)).write_text('{"moved": {"mine": 5}}')
+    with pytest.raises(ConfigurationError, match="remove the record"):
+        disconnect(CLIENTS["cursor"], path)
+
+
+@pytest.mark.parametrize("args", [None, 5, "server.py", {}])
+def test_an_entry_of_our_name_that_is_no_gateway_is_left_alone(
+    args: object, tmp_path: Path, servers_toml: Path
+) -> None:
+    path = tmp_path / "client.json"
+    path.write_text(json.dumps({"mcpServers": {"apollos": {"command": "x", "args": args}}}))
+    with pytest.raises(ConfigurationError, match="not this gateway"):
+        connect(CLIENTS["cursor"], path, servers_toml)
+
+
+def test_an_entry_with_another_accounts_secret_stays(tmp_path: Path, servers_toml: Path) -> None:
+    class Drawer:
+        def get(self, name: str) -> str | None:
+            return SECRET
+
+        def set(self, name: str, value: str) -> None:
+            raise AssertionError
+
+    key = "${secret:notes.API_KEY}"
+    servers_toml.write_text(f'[servers.notes]\ncommand = "python3"\nenv = {{ API_KEY = "{key}" }}\n')
+    path = tmp_path / "client.json"
+    same, other = ({"command": "python3", "env": {"API_KEY": each}} for each in (SECRET, "hunter3-hunter3"))
+    path.write_text(json.dumps({"mcpServers": {"same": same, "other": other}}))
+    change = connect(CLIENTS["cursor"], path, servers_toml, move=True, keeper=Drawer())
+    assert change.names == ("same",) and change.kept == ("other",)
+
+
+def test_the_files_rights_stay_whatever_the_umask_is(tmp_path: Path, servers_toml: Path) -> None:
+    path = tmp_path / "client.json"
+    path.write_text("{}")
+    path.chmod(0o666)
+    connect(CLIENTS["cursor"], path, servers_toml)
+    assert path.stat().st_mode & 0o777 == 0o666
+    assert (tmp_path / (path.name + BACKUP)).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_the_client_writes_meanwhile_is_not_overwritten(tmp_path: Path, servers_toml: Path) -> None:
+    path = tmp_path / "client.json"
+
+    class Drawer:
+        def get(self, name: str) -> str | None:
+            path.write_text('{"theme": "new"}')
+            return None
+
+        def set(self, name: str, value: str) -> None:
+            raise AssertionError
+
+    servers_toml.write_text('[servers.notes]\ncommand = "python3"\nenv = { API_KEY = "${secret:notes.API_KEY}" }\n')
+    path.write_text('{"mcpServers": {"mine": {"command": "python3"}}}')
+    with pytest.raises(ConfigurationError, match="run this again"):
+        connect(CLIENTS["cursor"], path, servers_toml, move=True, keeper=Drawer())
+    assert json.loads(path.read_text()) == {"theme": "new"}
+    assert not list(tmp_path.glob("*.apollos-*"))

@@ -202,3 +202,35 @@ def test_export_prints_what_others_read_and_no_secret(servers_toml: Path, capsys
     }
     assert "box: runs in a container" in said.err and "hunter2" not in said.out + said.err
     assert "open: has a secret in its arguments" in said.err and "wide: has a secret" in said.err
+
+
+def test_another_account_at_the_same_server_is_another_server(
+    tmp_path: Path, servers_toml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawer = Drawer()
+    monkeypatch.setattr(client_commands, "keeper_of", lambda: drawer)
+    first = client_file(tmp_path, Work=python("t.py", env={"API_KEY": SECRET, "DB": "a"}))
+    assert main(["import", str(first), "--write"]) == 0
+    assert main(["import", str(first), "--write"]) == 0
+    assert "  Work  already there: as work" in capsys.readouterr().out
+    for env in ({"API_KEY": "hunter3-hunter3", "DB": "a"}, {"API_KEY": SECRET, "DB": "b"}):
+        again = plan_import(client_file(tmp_path, Home=python("t.py", env=env)), None, servers_toml, keeper=drawer)
+        assert [each.step for each in again.planned] == [Step.ADD]
+
+
+@pytest.mark.parametrize(
+    "text", ["${secret:notes.token}", "$${secret:notes.token}", "a${secret:notes.token", "${secret:"]
+)
+def test_no_entry_names_a_secret_of_the_gateway(text: str, tmp_path: Path, servers_toml: Path) -> None:
+    plan = plan_import(client_file(tmp_path, thief=python("t.py", env={"LEVEL": text})), None, servers_toml)
+    assert [each.step for each in plan.planned] == [Step.REFUSED] and "secret" in plan.planned[0].why
+
+
+def test_a_terminal_obeys_no_name_and_signs_that_are_none_are_refused(
+    tmp_path: Path, servers_toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"\x1b[31mred": python("a.py"), "\x1b]0;title\x07": 3, "half": python("b.py", env={"\ud800": "x"})}
+    assert main(["import", str(client_file(tmp_path, **names))]) == 1
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\x07" not in said and "\\x1b[31mred" in said
+    assert "not taken: holds a sign that is none" in said

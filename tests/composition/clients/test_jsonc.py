@@ -109,3 +109,11 @@ def test_any_member_can_be_taken_out(text: str, key: str) -> None:
 def test_what_is_no_object_is_not_made_one() -> None:
     with pytest.raises(ConfigurationError, match="key 'servers' must be an object"):
         with_member(parse('{"servers": []}'), ["servers"], "a", {})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"s": { // one\n"a": 1}}', '{"s": {"b": 2, // one\n"a": 1}}', '{"s": {"b": 2 // x\n,"a": 1}}']
+)
+def test_a_comment_does_not_swallow_what_closes_the_object(text: str) -> None:
+    without = without_member(parse(text), ["s"], "a")
+    assert "a" not in parse(without).root.value["s"] and "//" in without

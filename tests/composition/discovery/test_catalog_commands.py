@@ -141,3 +141,12 @@ def test_what_a_catalog_says_is_obeyed_by_no_terminal(desk: Desk) -> None:
     for words in (["search"], ["show", "x"], ["add", "x"]):
         _, out, err = desk.run(*words, "--catalog", str(catalog))
         assert not {"\x1b", "\x07", "\x9b"} & set(out + err)
+
+
+def test_a_secret_that_a_new_server_finds_already_set_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = desk.folder / "catalog.json"
+    entry = {"image": "example/x", "title": "a", "secrets": [{"name": "my.server-token", "env": "T"}]}
+    catalog.write_text(json.dumps({"registry": {"my": entry}}))
+    monkeypatch.setenv("APOLLOS_SECRET_MY__SERVER_TOKEN", "set before")
+    _, out, err = desk.run("add", "my", "--catalog", str(catalog))
+    assert "It gets the secret my.server-token, which is set already" in err and "set before" not in out + err

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from composition.discovery import catalog_sources
-from composition.discovery.cache import DocumentCache
+from composition.discovery.cache import DocumentCache, DocumentUnavailable
 from composition.discovery.catalog_sources import load
 from providers.errors import ConfigurationError
 from tests.helpers.catalogs import SMALL
+from tests.helpers.ports import dead_port
 from tests.helpers.site import Site, serving
 
 pytestmark = pytest.mark.core
@@ -55,3 +56,9 @@ async def test_without_any_catalog_each_failure_is_told(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 5
     for words in ("pipe: It is not a file.", "large: It holds more than 16,777,216 bytes.", "begin with https://"):
         assert words in told
+
+
+async def test_a_catalog_that_does_not_answer_is_told_once_with_what_to_do(tmp_path: Path) -> None:
+    with dead_port() as port, pytest.raises(DocumentUnavailable) as caught:
+        await load([f"http://127.0.0.1:{port}/x"], cache_in(tmp_path))
+    assert str(caught.value).count(str(port)) == 1 and "--catalog" in str(caught.value)
