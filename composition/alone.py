@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from composition.mount import Mount
-from composition.names import OWN_NAMES, Names
+from composition.names import ALONE, OWN_NAMES, Names
 from composition.registry import Registry
 from composition.token_watch import serve_within
 from composition.view import Found, View
@@ -35,10 +35,10 @@ from providers.caller import Caller
 from providers.errors import NotAuthenticated
 from providers.identity import Identity
 from providers.listener import Listeners
+from providers.resource import NAME_PATTERN
 
 logger = logging.getLogger(__name__)
 
-_PATH = "/adapters/{name}/mcp"
 _CLOSE_SECONDS = 5.0
 """What the sessions of all servers get to end at shutdown."""
 _FAREWELL_SECONDS = 0.3
@@ -87,6 +87,9 @@ class ServerView(View):
 
     def find_uri(self, uri: str, caller: Caller) -> Found | None:
         return self.find(uri, caller)
+
+
+MetadataUrl = Callable[[str], Any]
 
 
 class _State(StrEnum):
@@ -199,7 +202,7 @@ class ServersAlone:
     def _new_front(self, server: str) -> _Front:
         made = self._make_front(ServerView(self._registry, server), server)
         # What guards the whole application stands before this one already.
-        app = made.http_app(path=_PATH.format(name=server), host_origin_protection=False, **self._options)
+        app = made.http_app(path=ALONE.format(name=server), host_origin_protection=False, **self._options)
         return _Front(server, app)
 
     def _close(self, server: str) -> None:
@@ -213,14 +216,16 @@ def _not_there() -> JSONResponse:
     return JSONResponse(_NOT_THERE, status_code=404)
 
 
-def serve_alone(app: StarletteWithLifespan, path: str, servers: ServersAlone) -> None:
+def serve_alone(app: StarletteWithLifespan, path: str, servers: ServersAlone, metadata_url: MetadataUrl) -> None:
     """Have an application serve each server alone, too, for as long as it runs itself.
 
     Args:
         path: where it serves all servers; whatever stands before that, stands before these.
+        metadata_url: where a client learns how to authenticate at a path (RFC 9728); None: nowhere.
     """
     served = next(route for route in app.routes if isinstance(route, Route) and route.path == path)
-    app.router.routes.insert(0, Route(_PATH, endpoint=_behind_same(served.endpoint, servers), methods=served.methods))
+    endpoint = _behind_same(served.endpoint, servers, metadata_url)
+    app.router.routes.insert(0, Route(ALONE, endpoint=endpoint, methods=served.methods))
     of_all = app.router.lifespan_context
 
     @asynccontextmanager
@@ -231,10 +236,26 @@ def serve_alone(app: StarletteWithLifespan, path: str, servers: ServersAlone) ->
     app.router.lifespan_context = lifespan
 
 
-def _behind_same(endpoint: Any, servers: ServersAlone) -> ASGIApp:
-    """As for all servers: the same answer to whoever is not authenticated."""
+def _behind_same(endpoint: Any, servers: ServersAlone, metadata_url: MetadataUrl) -> ASGIApp:
+    """As for all servers: the same words to whoever is not authenticated, and the metadata of this address."""
     if not isinstance(endpoint, RequireAuthMiddleware):
         return servers
-    required = copy(endpoint)
-    required.app = servers
-    return required
+
+    async def required(scope: Scope, receive: Receive, send: Send) -> None:
+        guarded, name = copy(endpoint), str(scope["path_params"]["name"])
+        guarded.app = servers
+        if NAME_PATTERN.match(name) and (url := metadata_url(ALONE.format(name=name))):
+            guarded.resource_metadata_url = url
+        await guarded(scope, receive, send)
+
+    return _Endpoint(required)
+
+
+class _Endpoint:
+    """An ASGI application as an object: Starlette takes a function for a handler of requests."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)

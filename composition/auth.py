@@ -22,10 +22,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from composition.auth_settings import AuthSettings
+from composition.names import ALONE
 from composition.settings import Settings
 from providers import tokens
 from providers.errors import NotAuthenticated
 from providers.identity import Identity, identity_from_claims
+from providers.resource import NAME_PATTERN
 from providers.tokens import TokenFile, is_plain
 
 logger = logging.getLogger(__name__)
@@ -83,8 +85,13 @@ class GatewayAuth(AuthProvider):
             metadata["authorization_servers"] = [self._settings.issuer]
         if self._settings.scopes:
             metadata["scopes_supported"] = list(self._settings.scopes)
-        path = urlsplit(self.metadata_url(mcp_path or "")).path
-        return [Route(path, _Metadata(metadata), methods=["GET", "HEAD", "OPTIONS"])]
+        methods = ["GET", "HEAD", "OPTIONS"]
+        return [
+            Route(urlsplit(self.metadata_url(mcp_path or "")).path, _Metadata(metadata), methods=methods),
+            Route(
+                urlsplit(self.metadata_url(ALONE)).path, _Metadata(metadata, self._public_url + ALONE), methods=methods
+            ),
+        ]
 
     def metadata_url(self, mcp_path: str) -> str:
         """Where the metadata of the resource at this path is (RFC 9728, 3.1)."""
@@ -93,12 +100,21 @@ class GatewayAuth(AuthProvider):
 
 
 class _Metadata:
-    """The document, for scripts of every web page too: it is public, and says only whom to ask."""
+    """The document, for scripts of every web page too: it is public, and says only whom to ask.
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
+    Args:
+        alone: the address of one server, with `{name}` in it: the document is that of each server, and of each that
+            there is none of.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], alone: str | None = None) -> None:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            headers = {"Cache-Control": "public, max-age=3600"}
-            await JSONResponse(metadata, headers=headers)(scope, receive, send)
+            headers, name = {"Cache-Control": "public, max-age=3600"}, str(scope["path_params"].get("name", ""))
+            if alone is not None and not NAME_PATTERN.match(name):
+                await JSONResponse({}, status_code=404)(scope, receive, send)
+                return
+            named = {"resource": alone.replace("{name}", name)} if alone else {}
+            await JSONResponse({**metadata, **named}, headers=headers)(scope, receive, send)
 
         self._app = CORSMiddleware(answer, allow_origins=["*"], allow_methods=["GET"], allow_headers=["*"])
 

@@ -56,8 +56,8 @@ def build_app(gateway: Gateway) -> ASGIApp:
         max_sessions=gateway.settings.max_sessions_per_user,
         vouch=rates.vouch,
     )
-    metadata_url = getattr(gateway.mcp.auth, "metadata_url", lambda path: None)(PATH)
-    ends_with_token = StarletteMiddleware(EndsWithToken, watch=gateway.watch, metadata_url=metadata_url)
+    metadata_url = getattr(gateway.mcp.auth, "metadata_url", lambda path: None)
+    ends_with_token = StarletteMiddleware(EndsWithToken, watch=gateway.watch, metadata_url=metadata_url(PATH))
     sessions = _session_options(gateway)
     middleware = [ends_with_token, guard]
     if gateway.replicas is not None:
@@ -65,7 +65,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     mcp_app = gateway.mcp.http_app(
         path=PATH, host_origin_protection=True, middleware=middleware, **_names(gateway), **sessions
     )
-    serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions))
+    serve_alone(mcp_app, PATH, ServersAlone(gateway.registry, gateway.front, sessions), metadata_url)
 
     door = Door(mcp_app, rates, gateway.audit)
     routes.install(mcp_app, gateway, PATH)

@@ -11,6 +11,9 @@ from typing import Any
 
 from providers.lines import Json
 
+ALONE = "/adapters/{name}/mcp"
+"""Where one server is served alone."""
+
 SEPARATOR = "_"
 
 

@@ -247,6 +247,19 @@ async def test_the_metadata_is_for_scripts_of_web_pages_too(tmp_path: Path) -> N
             assert "authorization_servers" not in await answer.json()
 
 
+async def test_each_server_alone_is_a_resource_of_its_own(tmp_path: Path) -> None:
+    async with gateway_over_http(team({"tokens": str(tmp_path / "t.json")}, public_url="https://mcp.example.com")) as g:
+        base, documents = g.url.removesuffix("/mcp"), []
+        async with aiohttp.ClientSession() as http:
+            for name in ("there", "absent"):
+                where = f"/.well-known/oauth-protected-resource/adapters/{name}/mcp"
+                async with http.get(base + where, headers={"Host": "mcp.example.com"}) as answer:
+                    documents.append((answer.status, (await answer.json())["resource"].replace(name, "NAME")))
+            async with http.get(f"{base}/.well-known/oauth-protected-resource/adapters/No_Name/mcp") as answer:
+                assert answer.status == 404
+        assert documents == [(200, "https://mcp.example.com/adapters/NAME/mcp")] * 2
+
+
 async def test_probes_need_no_token() -> None:
     async with gateway_over_http(team(RS256)) as gateway, aiohttp.ClientSession() as http:
         for probe in ("livez", "readyz"):
