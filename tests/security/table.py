@@ -159,6 +159,10 @@ OF_REST: dict[str, tuple[Request, tuple[int, int, int, int, int]]] = {
         ("GET", "/.well-known/oauth-protected-resource/mcp", None, {}),
         (200, 200, 200, 200, 200),
     ),
+    "where tokens are, of one server": (
+        ("GET", "/.well-known/oauth-protected-resource/adapters/{mine}/mcp", None, {}),
+        (200, 200, 200, 200, 200),
+    ),
     "alive": (("GET", "/livez", None, {}), (200, 200, 200, 200, 200)),
     "ready": (("GET", "/readyz", None, {}), (200, 200, 200, 200, 200)),
     "nothing there": (("GET", "/admin", None, {}), (404, 404, 404, 404, 404)),
