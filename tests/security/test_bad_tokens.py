@@ -32,7 +32,7 @@ BAD: dict[str, Callable[[], str | None]] = {
     "no subject": lambda: jwt(sub=None, roles=["mcp.admin"]),
     "a static one that is none": lambda: "apo_" + "A" * 43,
 }
-FREE = {"the document", "where tokens are", "alive", "ready", "nothing there"}
+FREE = {"the document", "where tokens are", "where tokens are, of one server", "alive", "ready", "nothing there"}
 """What needs no token."""
 
 
