@@ -9,13 +9,18 @@ from __future__ import annotations
 import getpass
 import json
 import sys
+from functools import partial
 from typing import Any
 
+from anyio import to_thread
+
 from composition.parts import open_secrets
+from composition.records import configured_store
 from composition.servers_file import Configuration, load_configuration
-from composition.starting import FAILED, OK, servers_path
+from composition.starting import FAILED, OK, run, servers_path
 from providers.errors import ConfigurationError
 from providers.identity import Identity, local_identity
+from providers.resource import McpServerResource
 from providers.secret_names import named_in
 from providers.secrets import MAX_VALUE_BYTES, Owner, SecretStore
 
@@ -77,8 +82,14 @@ def _owner(options: Any) -> Owner | None:
 
 
 def _list(options: Any) -> int:
-    configuration = load_configuration(servers_path())
-    rows = _rows(configuration, open_secrets(configuration.settings))
+    return run(partial(_list_all, options, load_configuration(servers_path())))
+
+
+async def _list_all(options: Any, configuration: Configuration) -> int:
+    async with configured_store(configuration) as store:
+        stored = await store.list_all() if store else {}
+    servers = [*{**stored, **configuration.resources}.values()]
+    rows = await to_thread.run_sync(_rows, servers, open_secrets(configuration.settings))
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return OK
@@ -94,9 +105,9 @@ def _list(options: Any) -> int:
     return OK
 
 
-def _rows(configuration: Configuration, store: SecretStore) -> list[dict[str, Any]]:
+def _rows(resources: list[McpServerResource], store: SecretStore) -> list[dict[str, Any]]:
     needed: dict[str, list[str]] = {}
-    for resource in configuration.resources.values():
+    for resource in resources:
         for name in named_in(resource):
             needed.setdefault(name, []).append(resource.name)
     rows = []
@@ -104,7 +115,7 @@ def _rows(configuration: Configuration, store: SecretStore) -> list[dict[str, An
         whose = f"{owner.user} for {owner.server}" if owner else ""
         servers = [server for server in needed.get(name, []) if owner is None or server == owner.server]
         rows.append({"name": name, "source": source, "owner": whose, "servers": servers})
-    per_user = {resource.name for resource in configuration.resources.values() if resource.per_user}
+    per_user = {resource.name for resource in resources if resource.per_user}
     for name, servers in needed.items():
         lacking = [server for server in servers if server not in per_user]
         if lacking and store.get(name) is None:

@@ -49,6 +49,20 @@ def test_a_value_is_set_listed_by_name_and_removed(folder: Path) -> None:
     assert run(folder, "secret", "remove", "house.token").returncode == 1
 
 
+def test_servers_of_the_store_need_their_secrets_too(folder: Path) -> None:
+    assert run(folder, "secret", "set", "kept.token", stdin=VALUE).returncode == 0
+    for name in ("kept", "lacking"):
+        words = ["--env", f"TOKEN=${{secret:{name}.token}}", "--command", sys.executable]
+        added = run(folder, "add", name, *words)
+        assert added.returncode == 0, added.stderr
+    listed = json.loads(run(folder, "secret", "list", "--json").stdout)
+    assert {row["name"]: (row["source"], row["servers"]) for row in listed} == {
+        "house.token": ("", ["den"]),
+        "kept.token": ("file", ["kept"]),
+        "lacking.token": ("", ["lacking"]),
+    }
+
+
 def test_a_wrong_name_is_refused(folder: Path) -> None:
     refused = run(folder, "secret", "set", "../x", stdin=VALUE)
     assert refused.returncode == 2 and "a secret's name" in refused.stderr and VALUE not in refused.stderr
