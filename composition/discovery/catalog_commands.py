@@ -259,7 +259,16 @@ def as_toml(resource: McpServerResource) -> list[str]:
     """The table of servers.toml for a resource."""
     kept = resource.model_dump(mode="json", exclude_defaults=True, exclude={"name", "created_at", "updated_at"})
     keys = {key: value for key, value in kept.items() if value not in ({}, [])}
-    return [f"[servers.{resource.name}]", *(f"{key} = {_toml(_escaped(value))}" for key, value in keys.items())]
+    tools = keys.pop("docker_tools", {})
+    table = f"servers.{resource.name}"
+    lines = [f"[{table}]", *_keys_of(keys)]
+    for name, tool in tools.items():
+        lines += ["", f"[{table}.docker_tools.{json.dumps(name)}]", *_keys_of(tool)]
+    return lines
+
+
+def _keys_of(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(_escaped(value))}" for key, value in table.items()]
 
 
 def _escaped(value: Any) -> Any:
