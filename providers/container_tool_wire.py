@@ -25,8 +25,9 @@ from providers.lines import Json
 from providers.resource import McpServerResource
 from providers.wire import Deliver, Wire
 
-MAX_OUTPUT = 1024 * 1024
-"""Bytes that a program may write to stdout, and to stderr. A model reads them; what is larger belongs into a file."""
+MAX_OUTPUT = 256 * 1024
+"""Bytes that a program may write to stdout, and to stderr. A model reads them, clients of the SDK take no event
+of more than 1 MiB, and each of its signs may be escaped; what is larger belongs into a file."""
 
 RunContainer = Callable[[McpServerResource], Awaitable[Ended]]
 
