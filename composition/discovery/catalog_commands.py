@@ -235,8 +235,9 @@ def description(server: Found) -> list[str]:
         lines += ["", f"tools: {', '.join(server.tools)}"]
     lines += ["", *server.notes] if server.notes else []
     if server.state is not State.NOT_RUNNABLE:
-        shown = [f"  {key} = {_toml(value)}" for key, value in server.resource.items() if key != "description"]
-        lines += ["", "becomes:", *shown]
+        keys = {key: value for key, value in server.resource.items() if key not in ("description", "docker_tools")}
+        keys |= {f"docker_tools.{name}": tool for name, tool in server.resource.get("docker_tools", {}).items()}
+        lines += ["", "becomes:", *(f"  {key} = {_toml(value)}" for key, value in keys.items())]
     return lines
 
 
