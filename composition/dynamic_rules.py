@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from composition.clients.secret_values import has_secret_name
 from providers.container_keys import INTERNET, NONE
+from providers.container_tool import ContainerTool
 from providers.resource import McpServerResource
 
 _STEERING = re.compile(
@@ -33,10 +34,7 @@ def runs_here(resource: McpServerResource) -> bool:
 def subjects(resource: McpServerResource) -> tuple[str, ...]:
     """What patterns are compared with: what runs, with its version and without."""
     if resource.docker_image is not None:
-        image = resource.docker_image
-        bare = image.partition("@")[0]
-        name = bare.rpartition(":")[0] if ":" in bare.rpartition("/")[2] else bare
-        return tuple(dict.fromkeys(f"image:{each}" for each in (image, bare, name)))
+        return _of_image(resource.docker_image)
     match resource.command, list(resource.args):
         case "npx", ["-y", package, *_]:
             name = package[:1] + package[1:].partition("@")[0]
@@ -46,6 +44,12 @@ def subjects(resource: McpServerResource) -> tuple[str, ...]:
         case "uvx", [package, *_] if not package.startswith("-"):
             return _of_pypi(package)
     return ()
+
+
+def _of_image(image: str) -> tuple[str, ...]:
+    bare = image.partition("@")[0]
+    name = bare.rpartition(":")[0] if ":" in bare.rpartition("/")[2] else bare
+    return tuple(dict.fromkeys(f"image:{each}" for each in (image, bare, name)))
 
 
 def _of_pypi(package: str) -> tuple[str, ...]:
@@ -71,8 +75,12 @@ class AllowList:
         """Whether it may be added without approval. Servers elsewhere may, unless the operator lists addresses."""
         if not runs_here(resource):
             return not self._addresses or any(_is_at(resource.url or "", each) for each in self._addresses)
-        named = any(fnmatchcase(each, pattern) for each in subjects(resource) for pattern in self._programs)
-        return named and not _goes_further(resource)
+        images = [tool.image for tool in resource.docker_tools.values() if tool.image]
+        programs = [subjects(resource), *map(_of_image, images)]
+        return all(map(self._names, programs)) and not _goes_further(resource)
+
+    def _names(self, program: tuple[str, ...]) -> bool:
+        return any(fnmatchcase(each, pattern) for each in program for pattern in self._programs)
 
 
 def _is_at(url: str, pattern: str) -> bool:
@@ -88,7 +96,8 @@ def _is_at(url: str, pattern: str) -> bool:
 def _goes_further(resource: McpServerResource) -> bool:
     if resource.docker_image is None:
         return any(_STEERING.fullmatch(name) for name in resource.env)
-    others = [each for each in resource.docker_volumes if not each.startswith(f"{_OWN_VOLUME}{resource.name}-")]
+    volumes = [*resource.docker_volumes, *(each for tool in resource.docker_tools.values() for each in tool.volumes)]
+    others = [each for each in volumes if not each.startswith(f"{_OWN_VOLUME}{resource.name}-")]
     return bool(others or resource.docker_network not in (None, INTERNET, NONE) or resource.docker_secrets)
 
 
@@ -103,10 +112,16 @@ def what_it_is(resource: McpServerResource) -> list[str]:
         told += [f"arguments: {shlex.join(resource.args)}"] if resource.args else []
         told.append(f"network: {resource.docker_network or INTERNET}")
         told += [f"folders and volumes: {shlex.join(resource.docker_volumes)}"] if resource.docker_volumes else []
+        told += [_of_tool(*each, resource) for each in resource.docker_tools.items()]
     else:
         told.append(f"runs on this machine, with its network: {shlex.join([resource.command or '', *resource.args])}")
     told += [f"variables: {shlex.join(_shown(*each) for each in sorted(resource.env.items()))}"] if resource.env else []
     return told
+
+
+def _of_tool(name: str, tool: ContainerTool, resource: McpServerResource) -> str:
+    runs = shlex.join([tool.image or resource.docker_image or "", *tool.args])
+    return f"tool {name} runs {runs}" + (f", with {shlex.join(tool.volumes)}" if tool.volumes else "")
 
 
 def _shown(name: str, value: str) -> str:

@@ -312,7 +312,7 @@ class Gateway:
             case TransportType.STDIO:
                 return self.secrets.wire(resource, stdio_wire)
             case TransportType.PYTHON:
-                return partial(inprocess_wire, resource, PythonServer(resource, self._start_soon))
+                return partial(inprocess_wire, resource, PythonServer(resource, self._start_soon).running)
             case _:
                 return self.secrets.wire(resource, self._open_remote)
 

@@ -22,12 +22,6 @@ from providers.reach import reach_problem
 from providers.resource import McpServerResource
 from providers.store import McpResourceStoreBase
 
-MASK = "***"
-_TABLES, _LISTS = ("env", "headers", "docker_secrets"), ("args", "docker_command")
-_ALWAYS_SHOWN = {
-    *("name", "description", "transport_type", "isolation", "is_enabled", "required_roles", "created_by", "version")
-}
-_RENAMED = {"env": "environmentVariables", "updated_at": "lastUpdatedAt"}
 _NOT_KEPT = (
     "nothing that a command writes would be kept: the servers of this gateway are in its memory alone (store). "
     'Set store = "sqlite:///path/to/servers.db" under [gateway], or name a running gateway with --gateway'

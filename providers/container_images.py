@@ -17,6 +17,12 @@ from providers.resource import McpServerResource
 logger = logging.getLogger(__name__)
 
 
+def with_each_image(resource: McpServerResource) -> list[McpServerResource]:
+    """The record once for each image that it names: its tools may have their own."""
+    images = [resource.docker_image, *(tool.image for tool in resource.docker_tools.values() if tool.image)]
+    return [resource.model_copy(update={"docker_image": image}) for image in dict.fromkeys(images)]
+
+
 async def image_of(manager: McpContainerManager, resource: McpServerResource) -> ImageFacts | None:
     """What is known of a server's image; None while it is not here."""
     try:
@@ -30,7 +36,8 @@ async def compare_image(manager: McpContainerManager, resource: McpServerResourc
     if image is None:
         return
     facts = {"image": resource.docker_image, "id": image.id, "digest": image.digest}
-    known = await anyio.to_thread.run_sync(manager.instance.note, "images", resource.name, facts)
+    whose = f"{resource.name} {resource.docker_image}" if resource.docker_tools else resource.name
+    known = await anyio.to_thread.run_sync(manager.instance.note, "images", whose, facts)
     if isinstance(known, dict) and known.get("image") == resource.docker_image and known.get("id") != image.id:
         changed = "server '%s': '%s' is another image now: %s, it was %s. Pin it with @sha256:… if that is not wanted."
         logger.warning(changed, resource.name, resource.docker_image, image.id[:19], str(known.get("id"))[:19])

@@ -8,9 +8,10 @@ for what concerns all servers together, the supervisor, as `House`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,8 @@ import anyio
 from providers.container import Container, ContainerStatus
 from providers.container_served import History, House, ServedContainers
 from providers.container_slots import Idle, Slot
-from providers.container_stdio import container_stdio_wire, remove
+from providers.container_stdio import Ended, container_stdio_wire, remove, run_container
+from providers.container_tool_wire import MAX_OUTPUT, container_tool_wire
 from providers.docker import McpContainerManager
 from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.leases import is_of_all_replicas
@@ -88,6 +90,8 @@ class ContainerLauncher:
     # --- opened by the pool
 
     def __call__(self, deliver: Deliver) -> AbstractAsyncContextManager[Wire]:
+        if self.resource.docker_tools:
+            return self._to_tools(deliver)
         if self._house.sharing is not None and is_of_all_replicas(opened_for.get()):
             return self._house.sharing.wire(self.resource, deliver, self._here, self._check_engine)
         return self._here(deliver)
@@ -116,17 +120,9 @@ class ContainerLauncher:
 
     @asynccontextmanager
     async def _over_stdio(self, deliver: Deliver) -> AsyncIterator[Wire]:
-        name, whose, made = self.resource.name, opened_for.get(), False
+        name, whose = self.resource.name, opened_for.get()
         resource = await self._house.filled(self.resource)
-        manager = await self._house.manager()
-        slot = await self._house.take_slot(name, whose)
-
-        def discard(container: Container) -> None:
-            nonlocal made
-            made = True
-            self._house.start_soon(self._discard, manager, container, slot)
-
-        try:
+        async with self._room(whose) as (manager, slot, discard):
             self._history.begins()
             opened = container_stdio_wire(resource, deliver, manager, whose, discard=discard, log=self._house.log(name))
             with self._history.learning_of_image():
@@ -139,6 +135,37 @@ class ContainerLauncher:
                         self._over_stdio_now -= 1
                         if wire.failure is not None:
                             self._history.died(wire.failure.problem)
+
+    @asynccontextmanager
+    async def _to_tools(self, deliver: Deliver) -> AsyncIterator[Wire]:
+        resource = await self._house.filled(self.resource)
+        async with container_tool_wire(resource, deliver, partial(self._run, opened_for.get())) as wire:
+            yield wire
+
+    async def _run(self, whose: str, resource: McpServerResource) -> Ended:
+        """Run a tool's program to its end. What it says is its caller's alone, and not in the log."""
+        self._check_engine()
+        async with self._room(whose) as (manager, _, discard):
+            self._over_stdio_now += 1
+            try:
+                with self._history.learning_of_image():
+                    return await run_container(resource, manager, whose, discard=discard, max_bytes=MAX_OUTPUT)
+            finally:
+                self._over_stdio_now -= 1
+
+    @asynccontextmanager
+    async def _room(self, whose: str) -> AsyncIterator[tuple[McpContainerManager, Slot, Callable[[Container], None]]]:
+        """Room for one container; it is free again once the container is removed that was handed to `discard`."""
+        manager, made = await self._house.manager(), False
+        slot = await self._house.take_slot(self.resource.name, whose)
+
+        def discard(container: Container) -> None:
+            nonlocal made
+            made = True
+            self._house.start_soon(self._discard, manager, container, slot)
+
+        try:
+            yield manager, slot, discard
         finally:
             if not made:
                 self._house.free_slot(slot)

@@ -11,9 +11,10 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
 import anyio
-from anyio.abc import Process
+from anyio.abc import ByteReceiveStream, Process
 
 from providers.attach import GONE, Attached, AttachRefused, Input, Output, attach
 from providers.container import Container, ContainerStatus
@@ -54,6 +55,66 @@ async def container_stdio_wire(
     Raises:
         BackendUnavailable: it cannot be made or started; the message says why.
     """
+    async with _container_process(resource, manager, scope, discard) as process:
+        wire = ContainerWire(resource, process, deliver, group=process.group, log=log)
+        async with running(wire, resource.timeouts.shutdown):
+            yield wire
+
+
+class Ended(NamedTuple):
+    """A container that ran to its end, and what it wrote."""
+
+    stdout: bytes
+    stderr: bytes
+    code: int
+    how: str
+    """In words: "it ended with exit code 1"."""
+    is_cut: bool
+    """Whether it wrote more than it may, and was ended for that."""
+
+
+async def run_container(
+    resource: McpServerResource,
+    manager: McpContainerManager,
+    scope: str,
+    *,
+    discard: Callable[[Container], None],
+    max_bytes: int,
+) -> Ended:
+    """Run a container of a resource's image to its end, with nothing on its stdin.
+
+    Args:
+        scope, discard: as for `container_stdio_wire`.
+        max_bytes: what it may write to stdout, and to stderr.
+
+    Raises:
+        BackendUnavailable: it cannot be made or started; the message says why.
+    """
+    async with _container_process(resource, manager, scope, discard) as process:
+        await process.stdin.aclose()
+        written = bytearray(), bytearray()
+        async with anyio.create_task_group() as tasks:
+            for stream, taken in zip((process.stdout, process.stderr), written, strict=True):
+                tasks.start_soon(_take, stream, taken, process, max_bytes)
+        code = await process.wait()
+        is_cut = any(len(taken) > max_bytes for taken in written)
+        stdout, stderr = (bytes(taken[:max_bytes]) for taken in written)
+        return Ended(stdout, stderr, code, process.how_it_ended(), is_cut)
+
+
+async def _take(stream: ByteReceiveStream, taken: bytearray, process: ContainerProcess, max_bytes: int) -> None:
+    with suppress(*GONE):
+        async for chunk in stream:
+            if len(taken) > max_bytes:
+                process.kill()  # and what is on its way is read to its end, because stderr comes on the same line
+            else:
+                taken += chunk
+
+
+@asynccontextmanager
+async def _container_process(
+    resource: McpServerResource, manager: McpContainerManager, scope: str, discard: Callable[[Container], None]
+) -> AsyncIterator[ContainerProcess]:
     container = await manager.create_server(resource, scope)
     try:
         attached = await _attached(manager, container)
@@ -62,10 +123,8 @@ async def container_stdio_wire(
             async with anyio.create_task_group() as tasks:
                 await manager.start_created(container)
                 tasks.start_soon(process.run)
-                wire = ContainerWire(resource, process, deliver, group=process.group, log=log)
                 try:
-                    async with running(wire, resource.timeouts.shutdown):
-                        yield wire
+                    yield process
                 finally:
                     process.is_done.set()
         finally:

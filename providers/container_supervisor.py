@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 
 from providers.connection import PooledConnection
 from providers.container_http import OpenRemote
-from providers.container_images import compare_image, image_of
+from providers.container_images import compare_image, image_of, with_each_image
 from providers.container_keys import PullPolicy
 from providers.container_launcher import ContainerLauncher
 from providers.container_log import ContainerLog, last_lines
@@ -197,7 +197,8 @@ class ContainerSupervisor:
         groups = defaultdict[object, list[PooledConnection]](list)
         for connection in self._pool.connections():
             resource = connection.target.resource
-            if resource.is_container and not connection.closing.is_set():
+            has_container = resource.is_container and not resource.docker_tools  # those of tools live for one call
+            if has_container and not connection.closing.is_set():
                 over_stdio = resource.transport_type is TransportType.STDIO
                 groups[connection if over_stdio else (connection.target.key, connection.key.whose)].append(connection)
         return list(groups.values())
@@ -244,21 +245,8 @@ class ContainerSupervisor:
             if not resource.is_enabled:
                 return
             manager = await self.manager()
-            image = await image_of(manager, resource)
-            if resource.pull is PullPolicy.NEVER or (image and resource.pull is PullPolicy.MISSING):
-                await compare_image(manager, resource, image)
-                return
-            launcher.pulling = "asking the registry"
-            logger.info("server '%s': pulling '%s'", resource.name, resource.docker_image)
-
-            def tell(words: str) -> None:
-                launcher.pulling = words
-
-            await compare_image(manager, resource, await manager.pull_image(resource, tell))
-            logger.info("server '%s': '%s' is here", resource.name, resource.docker_image)
-            self._pool.backoff.forget(resource.name, before_generation=sys.maxsize)
-        except ImageMissing as error:
-            logger.warning("%s", error)
+            for each in with_each_image(resource):
+                await self._fetch(launcher, manager, each)
         except BackendError as error:
             logger.warning("server '%s': %s", resource.name, error.problem)
         except OSError as error:
@@ -266,6 +254,27 @@ class ContainerSupervisor:
         finally:
             launcher.pulling = None
             launcher.has_image.set()
+
+    async def _fetch(
+        self, launcher: ContainerLauncher, manager: McpContainerManager, resource: McpServerResource
+    ) -> None:
+        image = await image_of(manager, resource)
+        if resource.pull is PullPolicy.NEVER or (image and resource.pull is PullPolicy.MISSING):
+            await compare_image(manager, resource, image)
+            return
+        launcher.pulling = "asking the registry"
+        logger.info("server '%s': pulling '%s'", resource.name, resource.docker_image)
+
+        def tell(words: str) -> None:
+            launcher.pulling = words
+
+        try:
+            await compare_image(manager, resource, await manager.pull_image(resource, tell))
+        except ImageMissing as error:
+            logger.warning("%s", error)
+            return
+        logger.info("server '%s': '%s' is here", resource.name, resource.docker_image)
+        self._pool.backoff.forget(resource.name, before_generation=sys.maxsize)
 
     # --- putting in order
 

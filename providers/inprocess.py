@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -146,8 +146,13 @@ class _InProcessWire(Wire):
 
 
 @asynccontextmanager
-async def inprocess_wire(resource: McpServerResource, program: PythonServer, deliver: Deliver) -> AsyncIterator[Wire]:
+async def inprocess_wire(
+    resource: McpServerResource, running: Callable[[], AbstractAsyncContextManager[FastMCP[Any]]], deliver: Deliver
+) -> AsyncIterator[Wire]:
     """Open a session's wire to a server in this process.
+
+    Args:
+        running: gives the server, within its lifespan.
 
     Raises:
         BackendUnavailable: its file cannot be loaded.
@@ -155,7 +160,7 @@ async def inprocess_wire(resource: McpServerResource, program: PythonServer, del
     requests, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write, answers = anyio.create_memory_object_stream[SessionMessage](0)
     wire = _InProcessWire(resource.name, requests)
-    async with requests, read, write, answers, program.running() as server, anyio.create_task_group() as tasks:
+    async with requests, read, write, answers, running() as server, anyio.create_task_group() as tasks:
         tasks.start_soon(_serve, wire, server, read, write)
         tasks.start_soon(_read, answers, deliver)
         try:

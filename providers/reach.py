@@ -18,6 +18,7 @@ class TransportType(StrEnum):
 
 CONTAINER_KEYS = (
     "docker_command",
+    "docker_tools",
     "docker_ports",
     "docker_path",
     "docker_network",
@@ -98,10 +99,15 @@ def _container_problem(transport_type: TransportType | None, given: Collection[s
     if transport_type in _OVER_HTTP:
         if "docker_ports" not in given:
             return f"has transport_type '{transport_type}' and needs the port to reach: docker_ports = [\"8000/tcp\"]"
+        if "docker_tools" in given:
+            return "has 'docker_tools', whose programs listen on no port. Remove docker_ports"
         return None
     useless = [key for key in ("docker_ports", "docker_path", "headers", "keep") if key in given]
     if useless:
         return f"has {_quoted(useless)}, of no use to a container over stdio. Remove it"
+    useless = [key for key in ("args", "start", "idle_stop") if key in given]
+    if useless and "docker_tools" in given:
+        return f"has {_quoted(useless)}, of no use beside docker_tools: a call runs its tool's args, and ends"
     return None
 
 

@@ -41,6 +41,7 @@ from providers.container_keys import (
     User,
     Volumes,
 )
+from providers.container_tool import ContainerTools
 from providers.identity import ADMIN_ROLE, Identity, strip_auth_headers
 from providers.reach import REACH_KEYS, reach_problem, transport_of
 from providers.reach import TransportType as TransportType
@@ -215,6 +216,7 @@ class McpServerResource(BaseModel):
 
     docker_image: Image | None = Field(default=None, min_length=1, examples=['"mcp/time"'])
     docker_command: Program = Field(default=(), repr=False, examples=['["python", "-m", "my_server"]'])
+    docker_tools: ContainerTools = Field(default_factory=dict, examples=['{ curl = { args = ["{{url}}"] } }'])
     docker_ports: Ports = Field(default=(), examples=['["8000/tcp"]'])
     docker_path: UrlPath | None = Field(default=None, examples=['"/mcp"'])
     docker_network: Network | None = Field(default=None, examples=['"internet"'])

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 _REFERENCE = re.compile(r"\$\{secret:([^}]*)\}?")
 _WHOLE = re.compile(rf"\$\{{secret:({_NAME})\}}")
@@ -61,7 +63,7 @@ def with_values(record: Any, values: Mapping[str, str]) -> dict[str, Any]:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        yield from (text for text in value.values() if isinstance(text, str))
+    elif isinstance(value, BaseModel | dict):
+        yield from _texts(list(dict(value).values()))
     elif isinstance(value, list | tuple):
-        yield from (text for text in value if isinstance(text, str))
+        yield from (text for inner in value for text in _texts(inner))

@@ -1,8 +1,9 @@
 """What of a record may hold a secret: how it is hidden in an answer, and found again when the answer is sent back.
 
-`shapes` comes in. Values of `env`, `headers` and `docker_secrets`, arguments, and the user and the query of a `url` are
-shown as `***`. A write that has `***` in the same place keeps what is stored there, but never for another server: a
-header that is sent to one origin is not sent to another because somebody changed the address.
+`shapes` comes in. Values of `env`, `headers` and `docker_secrets`, arguments (those of tools that are programs, too),
+and the user and the query of a `url` are shown as `***`. A write that has `***` in the same place keeps what is stored
+there, but never for another server: a header that is sent to one origin is not sent to another because somebody changed
+the address.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ def masked(resource: McpServerResource) -> McpServerResource:
     """The record without what may hold a secret. It is for showing only."""
     update: dict[str, Any] = {key: dict.fromkeys(getattr(resource, key), MASK) for key in _TABLES}
     update |= {key: (MASK,) * len(getattr(resource, key)) for key in _LISTS}
+    update["docker_tools"] = {
+        name: tool.model_copy(update={"args": (MASK,) * len(tool.args)}) for name, tool in resource.docker_tools.items()
+    }
     if resource.url is not None:
         update["url"] = masked_url(resource.url)
     return resource.model_copy(update=update)
@@ -67,6 +71,14 @@ def restored(values: dict[str, Any], stored: McpServerResource | None) -> Iterat
             yield key, _NOT_STORED
         else:
             values[key] = kept
+    for name, tool in (values.get("docker_tools") or {}).items():
+        if MASK in tool.get("args", ()):
+            known = stored.docker_tools.get(name) if stored is not None else None
+            kept = _kept(tool["args"], known.args if known else ())
+            if kept is None:
+                yield "docker_tools", _NOT_STORED
+            else:
+                tool["args"] = kept
 
 
 def _kept(value: Any, known: Any) -> Any:

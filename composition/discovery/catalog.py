@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from composition.discovery.catalog_document import Unreadable, plain_data
-from composition.discovery.templates import as_text
+from providers.templates import as_text
 
 MAX_ENTRIES = 20_000
 _LONGEST_NAME = 256

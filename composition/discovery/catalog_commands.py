@@ -235,8 +235,9 @@ def description(server: Found) -> list[str]:
         lines += ["", f"tools: {', '.join(server.tools)}"]
     lines += ["", *server.notes] if server.notes else []
     if server.state is not State.NOT_RUNNABLE:
-        shown = [f"  {key} = {_toml(value)}" for key, value in server.resource.items() if key != "description"]
-        lines += ["", "becomes:", *shown]
+        keys = {key: value for key, value in server.resource.items() if key not in ("description", "docker_tools")}
+        keys |= {f"docker_tools.{name}": tool for name, tool in server.resource.get("docker_tools", {}).items()}
+        lines += ["", "becomes:", *(f"  {key} = {_toml(value)}" for key, value in keys.items())]
     return lines
 
 
@@ -259,7 +260,16 @@ def as_toml(resource: McpServerResource) -> list[str]:
     """The table of servers.toml for a resource."""
     kept = resource.model_dump(mode="json", exclude_defaults=True, exclude={"name", "created_at", "updated_at"})
     keys = {key: value for key, value in kept.items() if value not in ({}, [])}
-    return [f"[servers.{resource.name}]", *(f"{key} = {_toml(_escaped(value))}" for key, value in keys.items())]
+    tools = keys.pop("docker_tools", {})
+    table = f"servers.{resource.name}"
+    lines = [f"[{table}]", *_keys_of(keys)]
+    for name, tool in tools.items():
+        lines += ["", f"[{table}.docker_tools.{json.dumps(name)}]", *_keys_of(tool)]
+    return lines
+
+
+def _keys_of(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(_escaped(value))}" for key, value in table.items()]
 
 
 def _escaped(value: Any) -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 
 from composition.discovery.catalog import Form
 from composition.discovery.found import Need
-from composition.discovery.templates import Value, as_items, lookup_in
 from composition.tables import did_you_mean
 from providers.errors import ConfigurationError
+from providers.templates import Value, as_items, lookup_in
 
 _MAX_DEPTH = 8
 _WORDS = {

@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 from composition.discovery.catalog import Entry
 from composition.discovery.catalog_form import Answers
 from composition.discovery.found import Found, Need, NeedKind, Source
-from composition.discovery.templates import (
+from composition.tables import check
+from providers.container_keys import INTERNET, NONE
+from providers.resource import Isolation, McpServerResource, TransportType
+from providers.templates import (
     TemplateError,
     Unset,
     Value,
@@ -29,9 +32,6 @@ from composition.discovery.templates import (
     rendered,
     variables_in,
 )
-from composition.tables import check
-from providers.container_keys import INTERNET, NONE
-from providers.resource import Isolation, McpServerResource, TransportType
 
 _TRANSPORTS = {
     "sse": TransportType.SSE,
@@ -43,10 +43,8 @@ _TRANSPORTS = {
 _VOLUMES = "apollos-mcp-"
 """Begins the name of each volume that an entry asks for, so that none reaches the data of others at the engine."""
 _REFERENCE = re.compile(r"\$\{secret:([^}]*)\}?")
-_POCI = (
-    "its tools are programs that a new container runs for each call (poci), and no MCP server is in their images, "
-    "so that there is nothing to connect to"
-)
+_ENGINES = ("/var/run/docker.sock", "/run/docker.sock")
+_ON_THE_ENGINE = "it wants the socket of the Docker engine, with which a container would be master of this machine"
 _ON_COMMAND_LINE = "it wants a secret on the command line of its container, where others can read it"
 _EXTRA_HOSTS = "it wants names of other machines (extraHosts), which containers here do not get"
 
@@ -96,7 +94,12 @@ def converted(original: str, entry: Entry, name: str, given: Given = NOTHING) ->
     needs, missing = conversion.needs()
     resource = {} if problem else conversion.resource
     return replace(
-        shown, resource=resource, needs=needs, missing=missing, problem=problem, notes=tuple(conversion.notes)
+        shown,
+        resource=resource,
+        needs=needs,
+        missing=missing,
+        problem=problem,
+        notes=tuple(dict.fromkeys(conversion.notes)),
     )
 
 
@@ -127,7 +130,7 @@ class _Conversion:
                 case "remote":
                     problem = self._elsewhere()
                 case "poci":
-                    return _POCI
+                    problem = self._programs()
                 case _:
                     return "its entry is of a type that is not known here"
         except TemplateError as error:
@@ -213,16 +216,47 @@ class _Conversion:
         if entry.extra_hosts:
             return _EXTRA_HOSTS
         self._put("docker_image", entry.image)
-        self._put("env", self._environment())
         self._put("args", self._command())
+        self._put("isolation", str(Isolation.SESSION if entry.long_lived else Isolation.CALL))
+        self._house()
+        return _ON_COMMAND_LINE if any(_REFERENCE.search(text) for text in self.resource.get("args", [])) else None
+
+    def _house(self) -> None:
+        """What a container has around it, be it a server's or a program's."""
+        entry = self._entry
+        self._put("env", self._environment())
         self._put("docker_volumes", [each for text in entry.volumes for each in self._volumes(text)])
         self._put("docker_user", as_text(self._value(entry.user) or ""))
         self._put("docker_network", NONE if entry.disable_network else INTERNET)
-        self._put("isolation", str(Isolation.SESSION if entry.long_lived else Isolation.CALL))
         if entry.allow_hosts and not entry.disable_network:
             hosts = ", ".join(entry.allow_hosts)
             self.notes.append(f"It asks to reach only {hosts}. The gateway cannot hold it to that.")
-        return _ON_COMMAND_LINE if any(_REFERENCE.search(text) for text in self.resource.get("args", [])) else None
+
+    def _programs(self) -> str | None:
+        """Tools that are programs, each in an image of its own: what stands in `{{…}}` are arguments of a call."""
+        programs = [(tool.name, tool, tool.container) for tool in self._entry.tools]
+        if not programs:
+            return "its entry names no tools"
+        image, tools = "", dict[str, dict[str, Any]]()
+        for name, tool, container in programs:
+            if container is None or not container.image:
+                return f"its entry names no image for the tool '{name}'"
+            if any(volume.partition(":")[0] in _ENGINES for volume in container.volumes):
+                return _ON_THE_ENGINE
+            image = image or container.image
+            program = {
+                "description": tool.description,
+                "parameters": tool.parameters,
+                "image": container.image if container.image != image else "",
+                "args": container.command,
+                "volumes": [self._program_volume(text) for text in container.volumes],
+                "user": container.user,
+            }
+            tools[name] = {key: value for key, value in program.items() if value not in ("", [], None)}
+        self._put("docker_image", image)
+        self._put("docker_tools", tools)
+        self._house()
+        return None
 
     def _environment(self) -> dict[str, str]:
         env = dict(self._filled_by_secrets)
@@ -248,6 +282,14 @@ class _Conversion:
         was written with it, so that it has to be given."""
         value = self._value(text, needed=re.search(r"\}\}\s*:", text) is not None)
         return [self._volume(item) for item in as_items(value)] if value is not None else []
+
+    def _program_volume(self, text: str) -> str:
+        """A volume of a program. Where a call says which folder, that is filled in then."""
+        if not text.startswith("{{"):
+            return self._volume(text)
+        self.notes.append("Its calls name folders of this machine. They have to lie below docker_allowed_paths.")
+        has_mode = text.count(":") > 1
+        return f"{text}:rw" if self._given.is_writable and not has_mode else text
 
     def _volume(self, text: str) -> str:
         """One volume. What is named by the entry, and not by the person who adds it, is the server's own."""

@@ -82,6 +82,16 @@ def test_no_pattern_covers_folders_of_this_machine() -> None:
     assert covers("pypi:*", **PYPI, env={"GITHUB_TOKEN": "${secret:one.token}"})
 
 
+def test_every_program_of_a_server_has_to_be_covered() -> None:
+    say = {"args": ["{{words}}"], "parameters": {"type": "object", "properties": {"words": {}}}}
+    assert covers("image:mcp/*", **IMAGE, docker_tools={"say": say})
+    assert not covers("image:mcp/*", **IMAGE, docker_tools={"say": say, "other": {**say, "image": "evil/other"}})
+    assert not covers("image:mcp/*", **IMAGE, docker_tools={"say": {**say, "volumes": ["{{words}}:/data"]}})
+    tools = {"say": {**say, "image": "evil/other", "volumes": ["{{words}}:/data"]}}
+    told = what_it_is(McpServerResource.model_validate({"name": "one", **IMAGE, "docker_tools": tools}))
+    assert "tool say runs evil/other '{{words}}', with '{{words}}:/data'" in told
+
+
 def test_who_approves_sees_what_it_is() -> None:
     container = McpServerResource(
         name="one", **IMAGE, docker_volumes=["/srv:/data:ro"], env={"API_KEY": "hidden", "MODE": "a; name: b"}

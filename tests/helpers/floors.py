@@ -100,7 +100,6 @@ FLOORS = (
     (
         "composition.tables",
         "composition.discovery.catalog_document",
-        "composition.discovery.templates",
         "composition.discovery.registry_document",
     ),
     # ------------------------------------------- composition may import providers; providers never import composition
@@ -116,7 +115,7 @@ FLOORS = (
     ),
     ("providers.pool", "providers.container_launcher", "providers.container_images"),
     ("providers.container_served",),
-    ("providers.sharing",),
+    ("providers.sharing", "providers.container_tool_wire"),
     (
         "providers.opener",
         "providers.backoff",
@@ -167,6 +166,7 @@ FLOORS = (
         "providers.visit",
         "providers.assertions",
     ),
+    ("providers.container_tool",),
     (
         "providers.identity",
         "providers.direct",
@@ -180,7 +180,7 @@ FLOORS = (
         "providers.image_pull",
         "providers.tokens",
     ),
-    ("providers.low_level", "providers.private_files", "providers.audit_log"),
+    ("providers.low_level", "providers.private_files", "providers.audit_log", "providers.templates"),
     ("providers.errors", "providers.lines"),
     ("providers.shapes", "providers.log_levels", "providers.limits", "providers.addresses", "providers.lookup"),
 )

@@ -85,7 +85,7 @@ class Programs:
         self, program: tuple[McpServerResource, PythonServer], identity: Any = ALICE
     ) -> AsyncIterator[BackendSession]:
         resource, server = program
-        wire = partial(inprocess_wire, resource, server)
+        wire = partial(inprocess_wire, resource, server.running)
         async with open_session(resource, wire, identity=identity, deadline=20) as session:
             yield session
 

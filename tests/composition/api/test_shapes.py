@@ -99,6 +99,17 @@ def test_a_masked_value_stays_only_where_it_is_stored() -> None:
     assert wrong({"name": "y", "command": "sh", "env": {"A": "***"}}) == ["env"]
 
 
+def test_arguments_of_programs_are_masked_and_kept() -> None:
+    parameters = {"type": "object", "properties": {"words": {}}}
+    tools = {"say": {"args": ["--key=hunter2", "{{words}}"], "parameters": parameters}}
+    stored = McpServerResource.model_validate({"name": "x", "docker_image": "example/x", "docker_tools": tools})
+    seen = shapes.shown(stored)
+    assert seen["dockerTools"]["say"]["args"] == ["***", "***"] and "hunter2" not in str(seen)
+    assert read(seen, stored).docker_tools == stored.docker_tools
+    seen["dockerTools"]["other"] = seen["dockerTools"].pop("say")
+    assert wrong(seen, stored) == ["dockerTools"]
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -104,7 +104,6 @@ def test_a_server_that_lacks_something_is_not_added(desk: Desk) -> None:
     ("words", "told"),
     [
         (["nowhere"], "No catalog has a server 'nowhere'. `catalog search` shows what there is."),
-        (["curl"], "'curl' is not runnable here: its tools are programs"),
         (["wrong"], "'wrong' is not runnable here: its entry in the catalog is wrong: 'env' should be a valid list."),
         (["plain", "--as", "taken"], "There is a server 'taken' already. Give this one another name: --as NAME"),
         (["plain", "--as", "No_Name"], "'name' is not a server name"),

@@ -14,9 +14,9 @@ from composition.discovery.catalog_document import Unreadable, plain_data
 from composition.discovery.catalog_resources import Given
 from composition.discovery.catalog_sources import Shelf
 from composition.discovery.found import State
-from composition.discovery.templates import TemplateError, Unset, as_items, as_text, lookup_in, rendered
 from providers.errors import ConfigurationError
 from providers.resource import McpServerResource
+from providers.templates import TemplateError, Unset, as_items, as_text, lookup_in, rendered
 
 fuzz = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

@@ -167,13 +167,40 @@ def test_a_secret_may_be_optional_or_done_without() -> None:
     assert chosen.resource["env"] == {"A": "${secret:x.a}"} and chosen.state is State.RUNNABLE
 
 
+def program(**container: Any) -> dict[str, Any]:
+    """An entry with one tool, which is a program."""
+    parameters = {"type": "object", "properties": {"words": {"type": "array"}, "folder": {"type": "string"}}}
+    tool = {"name": "say", "description": "Says it.", "parameters": parameters}
+    return {"type": "poci", "image": "", "tools": [tool | {"container": {"image": "example/say"} | container}]}
+
+
+def test_tools_that_are_programs_become_such() -> None:
+    entry = program(command=["{{words|into}}"], volumes=["{{folder}}:{{folder}}", "cache:/cache"], user="1000")
+    entry["tools"] += [{**entry["tools"][0], "name": "other", "container": {"image": "example/other"}}]
+    found = made(**entry)
+    assert found.state is State.RUNNABLE and found.kind == "containers per call" and found.tools == ("say", "other")
+    assert found.resource["docker_image"] == "example/say" and found.resource["docker_network"] == "internet"
+    say, other = found.resource["docker_tools"].values()
+    assert say["volumes"] == ["{{folder}}:{{folder}}", "apollos-mcp-x-cache:/cache:rw"] and say["user"] == "1000"
+    assert (say["args"], other["image"]) == (["{{words|into}}"], "example/other") and "image" not in say
+    assert any("below docker_allowed_paths" in note for note in found.notes)
+    writable = made(Given(is_writable=True), **entry).resource["docker_tools"]["say"]["volumes"]
+    assert writable[0] == "{{folder}}:{{folder}}:rw"
+
+
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
         ({"image": ""}, "names no image"),
         ({"image": "UPPER/case"}, "'docker_image' must be an image"),
         ({"type": "new"}, "a type that is not known"),
-        ({"type": "poci"}, "no MCP server is in their images"),
+        ({"type": "poci"}, "names no tools"),
+        ({"type": "poci", "tools": [{"name": "say"}]}, "names no image for the tool 'say'"),
+        (program(volumes=["/var/run/docker.sock:/var/run/docker.sock"]), "wants the socket of the Docker engine"),
+        (program(command=["{{other}}"]), "'docker_tools.say' asks for 'other', which is none of its parameters"),
+        (program(command=["{{words|shout}}"]), "'docker_tools.say' uses the filter 'shout'"),
+        (program(command=["$T", "${secret:x.t}"]), "names a secret in 'docker_tools'"),
+        (program(image="UPPER/case"), "'docker_image' must be an image"),
         ({"extraHosts": ["db:10.0.0.1"]}, "names of other machines"),
         ({"user": "root"}, "'docker_user' may not be root"),
         ({"volumes": ["/a:/proc/x"]}, "'docker_volumes.0' has a target that is not for mounting"),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ registry:
     env: [{name: ARXIV_STORAGE_PATH, value: /app/papers}]
     volumes: ["{{arxiv-mcp-server.storage_path}}:/app/papers"]
     config: [{name: arxiv-mcp-server, properties: {storage_path: {type: string}}, required: [storage_path]}]
+"""
+CURL = """
+registry:
+  curl:
+    title: Curl
+    type: poci
+    tools:
+      - name: curl
+        parameters: {type: object, properties: {args: {type: array, items: {type: string}}}, required: [args]}
+        container: {image: alpine/curl, command: ["{{args|into}}"]}
 """
 CATALOGS = ["by hand", *(["real"] if REAL.exists() else [])]
 
@@ -87,3 +98,24 @@ async def test_three_servers_of_a_catalog_are_added_and_used(state: str, tmp_pat
         seen = await data(caller, "browser_inside")
         assert seen["uid"] == 65534 and "eth0" in seen["interfaces"]
         assert (await data(caller, "papers_inside"))["environment"]["ARXIV_STORAGE_PATH"] == "/app/papers"
+
+
+@pytest.fixture
+def curl(engine: Any) -> Iterator[None]:
+    """An image under the name of the one that the entry has, whose program says what it was given."""
+    lines = [f"FROM {EVERYTHING}", 'ENTRYPOINT ["python3", "-c", "import sys; print(sys.argv[1:])"]']
+    engine.images.build(fileobj=BytesIO("\n".join(lines).encode()), tag="alpine/curl", rm=True)
+    yield
+    engine.images.remove("alpine/curl")
+
+
+@pytest.mark.usefixtures("curl")
+async def test_an_entry_whose_tools_are_programs_is_added_and_used(state: str, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(CURL)
+    table = await added(tmp_path, REAL if REAL.exists() else catalog, "curl", "--role", "*")
+    toml = "\n".join([patient_toml({}, state_dir=state), table])
+    async with gateway_over_http(toml) as served, client(served.url, LEGACY) as caller:
+        assert [tool.name for tool in await caller.list_tools()] == ["curl_curl"]
+        answer = await caller.call_tool("curl_curl", {"args": ["-sS", "https://a.example/?q=a b&c=$d"]})
+        assert answer.content[0].text == "['-sS', 'https://a.example/?q=a b&c=$d']\n"

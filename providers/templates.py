@@ -1,9 +1,9 @@
-"""The two template languages of catalog entries: `{{path | filter}}` over what a person gave, and `$NAME` over an
-entry's own secrets and variables. Pure functions.
+"""The two template languages of catalog entries: `{{path | filter}}` over what a person gave, or over the arguments of
+a call, and `$NAME` over an entry's own secrets and variables. Pure functions.
 
-The conversion of entries comes in; nobody is called. What a template names and nobody gave is told by name, so that it
-can be asked for; it never becomes an empty or a made-up text. Only what the entry itself wrote is read as a template:
-a value may hold `{{`, `$` and braces, and stays as it is.
+The conversion of entries comes in, and so do tools that are programs in containers; nobody is called. What a template
+names and nobody gave is told by name, so that it can be asked for; it never becomes an empty or a made-up text. Only
+what the entry itself wrote is read as a template: a value may hold `{{`, `$` and braces, and stays as it is.
 """
 
 from __future__ import annotations

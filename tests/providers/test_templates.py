@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from composition.discovery.templates import (
+from providers.templates import (
     TemplateError,
     Unset,
     as_items,
