@@ -85,6 +85,8 @@ class Gateway:
         patience: with a store that is away; by default a minute.
         auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are
             the local user, an administrator.
+        only: the one server that it has, for a command that is about no other: nothing is fetched, started or tried
+            for those. None: all that there are.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Gateway:
         store: str = MEMORY,
         patience: Patience | None = None,
         auth: AuthProvider | None = None,
+        only: str | None = None,
     ) -> None:
         self.configuration = configuration
         self.settings = settings = configuration.settings
@@ -129,6 +132,7 @@ class Gateway:
             when_used=self.start,
             parking=self.parking,
             session_timeout=settings.session_timeout,
+            only=only,
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)

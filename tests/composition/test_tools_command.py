@@ -58,8 +58,6 @@ def test_a_tool_is_called_with_what_it_wants(folder: Path) -> None:
     failed = run(folder, "call", "one_fail", "message=no")
     assert failed.returncode == 1 and "no" in failed.stdout
     assert run(folder, "call", "one_absent").returncode == 1
-    nobody = run(folder, "tools", "--server", "three")
-    assert nobody.returncode == 1 and "No server 'three' shows a tool" in nobody.stderr
 
 
 async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> None:
