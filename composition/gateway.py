@@ -89,6 +89,9 @@ class Gateway:
             for those. None: all that there are.
     """
 
+    _http: HttpClient | None = None
+    _http_within_rules: HttpClient | None = None
+
     def __init__(
         self,
         configuration: Configuration,
@@ -146,8 +149,6 @@ class Gateway:
         refusal = _NEEDS_SERVE if settings.auth.is_on and auth is None else None
         self.mcp = self.front(self.registry, settings.name, lifespan=self._lifespan, auth=auth, http_refusal=refusal)
         self.registry.own = self._own_tools()
-        self._http: HttpClient | None = None
-        self._http_within_rules: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()

@@ -263,8 +263,7 @@ async def _call(options: Any) -> int:
         try:
             result = await client.call_tool_mcp(tool.removeprefix(names.name("")), arguments)
         except MCPError as error:
-            hint = "" if tool in forms else did_you_mean(tool, list(forms))
-            sys.stderr.write(harmless(f"{error}.{hint}" if hint else str(error)) + "\n")
+            sys.stderr.write(harmless(str(error)) + "\n" + _hint(tool, forms))
             return FAILED
     answer = names.tool_result(result.model_dump(mode="json", by_alias=True, exclude_none=True))
     if options.json:
@@ -272,7 +271,16 @@ async def _call(options: Any) -> int:
     else:
         for block in answer.get("content", []):
             _print_text(block["text"] if block.get("type") == "text" else json.dumps(block))
-    return FAILED if answer.get("isError") else OK
+    if not answer.get("isError"):
+        return OK
+    sys.stderr.write(_hint(tool, forms))
+    return FAILED
+
+
+def _hint(tool: str, forms: dict[str, Json]) -> str:
+    """A line with the tool that was probably meant, if this one is not there."""
+    meant = "" if tool in forms else did_you_mean(tool, list(forms))
+    return harmless(meant.strip()) + "\n" if meant else ""
 
 
 def _print_text(text: str) -> None:

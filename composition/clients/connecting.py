@@ -120,8 +120,8 @@ def _as_it_was(path: Path, record: Mapping[str, Any]) -> Change:
 
 
 def _gone(client: Client, path: Path, record: Mapping[str, Any]) -> Change:
-    """Somebody has removed the file since `connect`. What it held is its owner's, and stays; a record that holds no more
-    than the copy goes, so that it does not come to life in a file that the client makes anew."""
+    """Somebody has removed the file since `connect`. What it held is its owner's, and stays; a record that holds no
+    more than the copy goes, so that it does not come to life in a file that the client makes anew."""
     copy = path.with_name(path.name + BACKUP)
     copied = _servers(_document(client, copy, read_text(copy)), client) if copy.exists() else {}
     if record["moved"].keys() <= copied.keys():
