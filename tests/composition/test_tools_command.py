@@ -14,7 +14,9 @@ import anyio.to_thread
 import pytest
 
 from composition.cost import tokens_of
-from tests.helpers.gateway import ROOT, gateway_over_http, in_process, servers_toml
+from providers.lines import MODERN
+from tests.helpers.adding import add, called, shop
+from tests.helpers.gateway import LATEST, ROOT, gateway_over_http, in_process, servers_toml
 from tests.helpers.people import token, tokens
 
 
@@ -141,6 +143,22 @@ async def test_what_a_tool_wants_is_known_also_where_tools_are_shown_by_search_a
 
         assert await ask("call", "good_add", "a=2", "b=40") == "42"
         assert "Add two numbers." in await ask("call", "gateway_describe_tool", "name=good_add")
+
+
+@pytest.mark.skipif(not MODERN, reason="FastMCP 3.4 knows no clients of 2026-07-28")
+async def test_what_a_client_without_a_session_has_added_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no address of its own."""
+    async with (
+        shop(tmp_path, monkeypatch, dynamic_allow=["pypi:mcp-server-*"]) as gateway,
+        gateway.client("bob", LATEST) as bob,
+    ):
+        name, url = called(await add(bob, "echo")), gateway.served.url
+        words = ("call", f"{name}_add", "a=2", "b=40", "--gateway", url)
+        assert await anyio.to_thread.run_sync(lambda: quiet(tmp_path, *words, APOLLOS_TOKEN=token("bob"))) == "42"
+        hidden = await anyio.to_thread.run_sync(lambda: run(tmp_path, *words, APOLLOS_TOKEN=token("ada")))
+        assert hidden.returncode == 1 and f"there is no server '{name}'" in hidden.stderr
 
 
 @pytest.mark.core
