@@ -85,7 +85,12 @@ class Gateway:
         patience: with a store that is away; by default a minute.
         auth: any FastMCP auth provider. With it callers are who their verified token says; without it they are
             the local user, an administrator.
+        only: the one server that it has, for a command that is about no other: nothing is fetched, started or tried
+            for those. None: all that there are.
     """
+
+    _http: HttpClient | None = None
+    _http_within_rules: HttpClient | None = None
 
     def __init__(
         self,
@@ -95,6 +100,7 @@ class Gateway:
         store: str = MEMORY,
         patience: Patience | None = None,
         auth: AuthProvider | None = None,
+        only: str | None = None,
     ) -> None:
         self.configuration = configuration
         self.settings = settings = configuration.settings
@@ -129,6 +135,7 @@ class Gateway:
             when_used=self.start,
             parking=self.parking,
             session_timeout=settings.session_timeout,
+            only=only,
         )
         self.registry.sync(self.store.snapshot)
         self.sessions.on_end.append(self._session_ended)
@@ -142,8 +149,6 @@ class Gateway:
         refusal = _NEEDS_SERVE if settings.auth.is_on and auth is None else None
         self.mcp = self.front(self.registry, settings.name, lifespan=self._lifespan, auth=auth, http_refusal=refusal)
         self.registry.own = self._own_tools()
-        self._http: HttpClient | None = None
-        self._http_within_rules: HttpClient | None = None
         self._runner: asyncio.Task[None] | None = None
         self._lifespans = 0
         self._ready, self._stop = asyncio.Event(), asyncio.Event()

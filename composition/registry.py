@@ -50,6 +50,7 @@ class Registry(View):
         when_used: awaited before each request, so that the gateway also runs under tools that start no lifespan.
         parking: where calls wait for the answers of clients that cannot be sent questions.
         session_timeout: seconds without use after which what was added by a caller without a session goes.
+        only: the one server that is mounted, whatever the store holds; None: all of them.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Registry(View):
         when_used: Callable[[], Any],
         parking: ParkingLot | None = None,
         session_timeout: float = 1800.0,
+        only: str | None = None,
     ) -> None:
         super().__init__()
         self._pool, self._sessions, self._wire_for, self._local = pool, sessions, wire_for, local
@@ -72,6 +74,7 @@ class Registry(View):
         self.on_sync: list[Callable[[], None]] = []
         """Called after each change of what there is and who may read it."""
         self._mounts: dict[str, Mount] = {}
+        self._only = only
         self._resources: Snapshot = {}
         self._of_sessions = SessionServers(session_timeout)
         self._changes: dict[tuple[str, str | None, str | None], set[str]] = {}
@@ -95,7 +98,8 @@ class Registry(View):
 
     def sync(self, snapshot: Snapshot) -> None:
         """Make the mounts equal to a snapshot; what did not change is not touched."""
-        before, self._resources = self._resources, dict(snapshot)
+        snapshot = {name: resource for name, resource in snapshot.items() if self._only in (None, name)}
+        before, self._resources = self._resources, snapshot
         wanted = {name: resource for name, resource in snapshot.items() if resource.is_enabled}
         of_sessions = self._of_sessions.names - snapshot.keys()
         for name in [name for name in self._mounts if name not in of_sessions and name not in wanted]:

@@ -35,10 +35,13 @@ def servers_path(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(named).expanduser() if named else ROOT / "servers.toml"
 
 
-def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **settings: Any) -> Gateway:
+def gateway_from_environment(
+    max_connections: int = STDIO_MAX_CONNECTIONS, *, only: str | None = None, **settings: Any
+) -> Gateway:
     """The gateway that the environment and servers.toml describe.
 
     Args:
+        only: the one server that it is to have; None: all.
         settings: what a command sets whatever the operator has chosen.
 
     Raises:
@@ -47,7 +50,8 @@ def gateway_from_environment(max_connections: int = STDIO_MAX_CONNECTIONS, **set
     configuration = load_configuration(servers_path())
     chosen = configuration.settings.model_copy(update=settings)
     store = existing_store(configuration) or MEMORY
-    return _checked(Gateway(replace(configuration, settings=chosen), max_connections=max_connections, store=store))
+    configuration = replace(configuration, settings=chosen)
+    return _checked(Gateway(configuration, max_connections=max_connections, store=store, only=only))
 
 
 def served_gateway(configuration: Configuration, served_at: str) -> Gateway:

@@ -9,27 +9,32 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import anyio
 from fastmcp import Client
 from fastmcp.client.transports import StreamableHttpTransport
 
 from composition.cost import tokens_of
-from composition.gateway import SERVE_MAX_CONNECTIONS
+from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
 from composition.gateway_address import NamedGateway, add_gateway_options, gateway_named
+from composition.names import ALONE, OWN_NAMES, SEPARATOR, Names, Namespace
 from composition.ranking import ToolIndex, rank
-from composition.settings import ToolListing
+from composition.settings import OWN_SERVER, ToolListing
 from composition.starting import FAILED, MISCONFIGURED, OK, gateway_from_environment, run
+from composition.tables import did_you_mean
+from composition.view import LATE
 from providers.container_log import harmless
 from providers.errors import CallerError
 from providers.lines import Json, MCPError
 
 _SHORT = 80
-_START_SECONDS, _LOOK_EVERY = 6.0, 0.25
+_START_SECONDS, _ALONE_SECONDS, _LOOK_EVERY = 6.0, 60.0, 0.25
+"""How long a server is waited for of which others are shown meanwhile, and one that is asked for alone."""
 _NAMED = re.compile(r"^- ([a-z0-9-]+): ", re.M)
 """The servers in the gateway's instructions."""
 
@@ -50,33 +55,98 @@ def register(commands: Any) -> None:
         add_gateway_options(command, otherwise="the servers of servers.toml and the store")
 
 
+class _Shown(NamedTuple):
+    """What a client finds at one address of a gateway: tools by public name. `names` makes those of what stands there
+    under other ones."""
+
+    client: Client[Any]
+    forms: dict[str, Json]
+    names: Names = OWN_NAMES
+
+
 @asynccontextmanager
-async def _connected(options: Any, server: str | None) -> AsyncIterator[Client[Any]]:
-    if named := gateway_named(options):
-        async with _reached(named) as client:
-            yield client
-        return
-    gateway = gateway_from_environment(SERVE_MAX_CONNECTIONS, tools=ToolListing.ALL)
+async def _shown(options: Any, server: str | None) -> AsyncIterator[_Shown]:
+    """The tools of one server, for which no other is started or asked; or of all servers (None).
+
+    Raises:
+        GatewayError: there is no such server, or it does not say what it offers.
+    """
+    named = gateway_named(options)
+    async with _by_one_that_runs(named, server) if named else _by_our_own(server) as shown:
+        yield shown
+
+
+@asynccontextmanager
+async def _by_our_own(server: str | None) -> AsyncIterator[_Shown]:
+    gateway = _made(only=server)
+    is_own = server == OWN_SERVER and gateway.registry.own is not None
+    if is_own:
+        gateway = _made(only=None)  # its own tools are about all servers
     await gateway.start()
     try:
-        async with anyio.create_task_group() as listing:  # a list waits for nobody; here a person does
-            for name, mount in gateway.registry.mounts.items():
-                if server in (None, name):
-                    listing.start_soon(mount.catalogue.get, gateway.operator_caller())
+        awaited = set[str]() if is_own else await _with_tools(gateway, server)
         async with Client(gateway.mcp) as client:
-            yield client
+            yield _Shown(client, await _forms(client, awaited))
     finally:
         await gateway.stop()
 
 
+def _made(only: str | None) -> Gateway:
+    return gateway_from_environment(SERVE_MAX_CONNECTIONS, only=only, tools=ToolListing.ALL)
+
+
+async def _with_tools(gateway: Gateway, server: str | None) -> set[str]:
+    """The servers that offer tools, once each has said so or has failed: a list waits for nobody; here a person does.
+
+    Raises:
+        GatewayError: the one that is wanted is not there, or has failed.
+    """
+    mounts, caller = gateway.registry.mounts, gateway.operator_caller()
+    if server is not None and server not in mounts:
+        if server in gateway.store.snapshot:
+            raise CallerError(f"server '{server}' is switched off. 'server.py enable {server}' switches it on.")
+        raise _no_server(server, gateway.store.snapshot)
+    async with anyio.create_task_group() as listing:
+        for mount in mounts.values():
+            listing.start_soon(mount.catalogue.get, caller)
+    if server is not None and (problem := mounts[server].catalogue.error(caller)):
+        raise problem
+    known = {name: mount.offer(found) for name, mount in mounts.items() if (found := mount.catalogue.peek(caller))}
+    return {name for name, offer in known.items() if offer.tools}
+
+
 @asynccontextmanager
-async def _reached(named: NamedGateway) -> AsyncIterator[Client[Any]]:
-    """A client of a gateway that runs.
+async def _by_one_that_runs(named: NamedGateway, server: str | None) -> AsyncIterator[_Shown]:
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(_reached(named, "/mcp"))
+        servers = _servers_told(client)
+        if server is None or (server == OWN_SERVER and server not in servers):
+            yield _Shown(client, await _forms(client, servers if server is None else set()))
+            return
+        try:
+            alone = await stack.enter_async_context(_reached(named, ALONE.format(name=quote(server, safe=""))))
+        except CallerError:  # there is none for what a client added for itself
+            if server not in servers:
+                raise _no_server(server, servers) from None
+            yield _Shown(client, await _forms(client, {server}))
+            return
+        names = Namespace(server)
+        yield _Shown(alone, await _forms_alone(alone, names), names)
+
+
+def _no_server(server: str, servers: Collection[str]) -> CallerError:
+    hint = did_you_mean(server, sorted(servers)) or " 'server.py list' shows those that there are."
+    return CallerError(f"there is no server '{server}'.{hint}")
+
+
+@asynccontextmanager
+async def _reached(named: NamedGateway, path: str) -> AsyncIterator[Client[Any]]:
+    """A client of a gateway that runs, at one of its addresses.
 
     Raises:
         CallerError: it does not answer, or does not let us in.
     """
-    client: Client[Any] = Client(StreamableHttpTransport(f"{named.address}/mcp", auth=named.token))
+    client: Client[Any] = Client(StreamableHttpTransport(f"{named.address}{path}", auth=named.token))
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(client)
@@ -92,10 +162,51 @@ def _first_line(error: Exception) -> str:
     return harmless((str(error) or type(error).__name__).partition("\n")[0].strip())
 
 
+def _servers_told(client: Client[Any]) -> set[str]:
+    """Those that the gateway names first of all in its instructions, which one on FastMCP 3.4 has none of; what follows
+    is theirs to say."""
+    told = getattr(client, "instructions", None) or getattr(client.initialize_result, "instructions", None) or ""
+    return set(_NAMED.findall(told.partition("\n\n")[0]))
+
+
+async def _forms(client: Client[Any], awaited: set[str]) -> dict[str, Json]:
+    """All tools at the address of all servers. A list waits for no server, and a person would rather: one that shows
+    nothing yet is waited for, if it is among the awaited ones."""
+    forms: dict[str, Json] = {}
+    with anyio.move_on_after(_START_SECONDS):
+        while True:
+            forms = await _listed(client, OWN_NAMES)
+            seen = set(map(_server, forms.values()))
+            if awaited <= seen or OWN_SERVER in seen - awaited:  # a gateway with own tools may hide the others
+                break
+            await anyio.sleep(_LOOK_EVERY)
+    return forms
+
+
+async def _forms_alone(client: Client[Any], names: Names) -> dict[str, Json]:
+    """All tools at the address of one server, once it has started.
+
+    Raises:
+        CallerError: why it shows none.
+    """
+    deadline = anyio.current_time() + _ALONE_SECONDS
+    while True:
+        try:
+            return await _listed(client, names)
+        except MCPError as error:
+            if LATE not in str(error) or anyio.current_time() > deadline:
+                raise CallerError(str(error)) from None
+        await anyio.sleep(_LOOK_EVERY)
+
+
+async def _listed(client: Client[Any], names: Names) -> dict[str, Json]:
+    forms = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in await client.list_tools()]
+    return {public: form | {"name": public} for form in forms if (public := names.name(form["name"]))}
+
+
 async def _tools(options: Any) -> int:
-    async with _connected(options, options.server) as client:
-        listed = await _forms(client)
-    forms = {form["name"]: form for form in listed if options.server in (None, _server(form))}
+    async with _shown(options, options.server) as shown:
+        forms = {name: form for name, form in shown.forms.items() if options.server in (None, _server(form))}
     if options.search:
         servers = dict.fromkeys(map(_server, forms.values()))
         indexes = [
@@ -112,26 +223,8 @@ async def _tools(options: Any) -> int:
     for name, described in rows:
         sys.stdout.write(harmless(f"{name.ljust(width)}  {described}".rstrip()) + "\n")
     if not rows:
-        nobody = f"No server '{options.server}' shows a tool. `list` shows the servers" if options.server else "No tool"
-        sys.stderr.write(harmless(nobody) + ".\n")
+        sys.stderr.write(f"server '{options.server}' shows no tool.\n" if options.server else "No tool.\n")
     return OK if rows else FAILED
-
-
-async def _forms(client: Client[Any]) -> list[Json]:
-    """All tools. A list waits for no server, and a person would rather: one that the gateway has named, and that shows
-    nothing yet, is waited for."""
-    with anyio.move_on_after(_START_SECONDS):
-        while True:
-            forms = await _listed(client)
-            told = getattr(client.initialize_result, "instructions", None) or ""
-            if {*_NAMED.findall(told)} <= {_server(form) for form in forms}:
-                return forms
-            await anyio.sleep(_LOOK_EVERY)
-    return forms
-
-
-async def _listed(client: Client[Any]) -> list[Json]:
-    return [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in await client.list_tools()]
 
 
 def _print_cost(forms: dict[str, Json], *, as_json: bool) -> int:
@@ -161,26 +254,34 @@ def _search_cost() -> int:
 
 
 async def _call(options: Any) -> int:
-    async with _connected(options, options.tool.partition("_")[0]) as client:
-        forms = {form["name"]: form for form in await _forms(client)}
-        schema = forms.get(options.tool, {}).get("inputSchema") or {}
+    tool = options.tool
+    async with _shown(options, tool.partition(SEPARATOR)[0]) as (client, forms, names):
         try:
-            arguments = _arguments(options.arguments, schema)
+            arguments = _arguments(options.arguments, forms.get(tool, {}).get("inputSchema") or {})
         except ValueError as error:
             sys.stderr.write(f"{error}\n")
             return MISCONFIGURED
         try:
-            result = await client.call_tool_mcp(options.tool, arguments)
+            result = await client.call_tool_mcp(tool.removeprefix(names.name("")), arguments)
         except MCPError as error:
-            sys.stderr.write(harmless(str(error)) + "\n")
+            sys.stderr.write(harmless(str(error)) + "\n" + _hint(tool, forms))
             return FAILED
-    answer = result.model_dump(mode="json", by_alias=True, exclude_none=True)
+    answer = names.tool_result(result.model_dump(mode="json", by_alias=True, exclude_none=True))
     if options.json:
         _print_json(answer)
     else:
         for block in answer.get("content", []):
             _print_text(block["text"] if block.get("type") == "text" else json.dumps(block))
-    return FAILED if answer.get("isError") else OK
+    if not answer.get("isError"):
+        return OK
+    sys.stderr.write(_hint(tool, forms))
+    return FAILED
+
+
+def _hint(tool: str, forms: dict[str, Json]) -> str:
+    """A line with the tool that was probably meant, if this one is not there."""
+    meant = "" if tool in forms else did_you_mean(tool, list(forms))
+    return harmless(meant.strip()) + "\n" if meant else ""
 
 
 def _print_text(text: str) -> None:
@@ -210,7 +311,7 @@ def _arguments(words: list[str], schema: Json) -> Json:
 
 
 def _server(form: Json) -> str:
-    return str(form["name"]).partition("_")[0]
+    return str(form["name"]).partition(SEPARATOR)[0]
 
 
 def _line(form: Json) -> str:

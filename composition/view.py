@@ -29,6 +29,8 @@ from providers.identity import Identity
 from providers.listener import Listeners
 
 _INTERNAL_ERROR = -32603
+LATE = "does not say what it offers. Try again."
+"""Of a server that is being started, or is slow; no fault is known of it."""
 
 Component = TypeVar("Component")
 Found = tuple[Mount, str]
@@ -126,9 +128,7 @@ class View(Provider):
         if late:
             await _ask_all(late, caller, listings)
         if self.server is not None and mounts and listings[self.server] is None:
-            why = (
-                mounts[0].catalogue.error(caller) or f"server '{self.server}': does not say what it offers. Try again."
-            )
+            why = mounts[0].catalogue.error(caller) or f"server '{self.server}': {LATE}"
             raise lines.mcp_error(_INTERNAL_ERROR, str(why))  # nothing is no answer where there is nothing else to show
         return [
             (mount, mount.offer(found, self.names(mount)))

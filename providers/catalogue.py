@@ -25,7 +25,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from providers.caller import Caller
 from providers.connection import Target
-from providers.errors import BackendError, BackendProtocolError, BackendTimeout
+from providers.errors import BackendError, BackendProtocolError, BackendTimeout, ClientGone
 from providers.identity import Identity
 from providers.lease import Lease, lease
 from providers.lines import Json, MCPError, mcp_types
@@ -277,7 +277,7 @@ class Catalogue:
             scope.listing = self._interned.setdefault(tuple(listing.digests.values()), listing)
             scope.loaded_at, scope.error = anyio.current_time(), None
         except BackendError as error:
-            scope.error, scope.is_stale = error.again(), True
+            scope.error, scope.is_stale = None if isinstance(error, ClientGone) else error.again(), True
         except Exception as fault:  # a task ends here: one server's fault must not end the gateway
             server = self._target().resource.name
             logger.exception("server '%s': its lists could not be read", server, exc_info=fault)

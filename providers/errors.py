@@ -88,6 +88,15 @@ class BackendLost(BackendUnavailable):
     carried it out, so only what may be done twice is sent again."""
 
 
+class ClientGone(BackendUnavailable):
+    """Raised to what still waits on behalf of a client whose session ended. It tells nobody else anything."""
+
+    is_of_server = False
+
+    def __init__(self, server: str, problem: str = "its client has gone.", *, not_sent: bool = False) -> None:
+        super().__init__(server, problem, not_sent=not_sent)
+
+
 class BackendTimeout(BackendError):
     """Raised when a backend missed one of its deadlines."""
 

@@ -31,7 +31,7 @@ from providers.connection import (
     key_for,
     statistics_of,
 )
-from providers.errors import BackendError, BackendUnavailable, PoolExhausted
+from providers.errors import BackendError, BackendUnavailable, ClientGone, PoolExhausted
 from providers.opener import Opener
 from providers.resource import Isolation
 
@@ -325,7 +325,7 @@ class McpConnectionPool:
                 connection.session.log_levels.forget(session)
         for waiter in list(self._waiters):
             if waiter.caller.has_session and waiter.caller.session == session:
-                self._answer(waiter, error=BackendUnavailable(waiter.key.server, "its client has gone."))
+                self._answer(waiter, error=ClientGone(waiter.key.server))
         self._opener.forget_session(session)
 
     def suspect(self, connection: PooledConnection) -> None:

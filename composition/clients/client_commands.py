@@ -143,6 +143,7 @@ def _disconnect(options: argparse.Namespace) -> int:
     change = disconnect(client, path)
     said = [f"{client.title} {'no longer starts' if change.is_change else 'does not start'} this gateway: {path}"]
     said += [f"Put back: {', '.join(change.names)}."] if change.names else []
+    said += [f"That file is gone. What it held is in {' and '.join(map(str, change.left))}."] if change.left else []
     said += [f"Restart {client.title}."] if change.is_change else []
     return _tell(options, change, said)
 
@@ -150,6 +151,7 @@ def _disconnect(options: argparse.Namespace) -> int:
 def _tell(options: argparse.Namespace, change: Change, said: list[str]) -> int:
     facts = {"client": options.client, "file": str(change.path), "changed": change.is_change}
     facts |= {"servers": list(change.names), "backup": str(change.backup or "")}
+    facts |= {"left": list(map(str, change.left))} if change.left else {}
     if options.json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:

@@ -37,6 +37,8 @@ class Change:
     backup: Path | None = None
     kept: tuple[str, ...] = ()
     """Entries of the client that stay beside the gateway."""
+    left: tuple[Path, ...] = ()
+    """What still holds the entries of a client's file that is gone."""
 
 
 def connect(
@@ -84,7 +86,7 @@ def disconnect(client: Client, path: Path) -> Change:
     """
     record = _recorded(path)
     if not path.exists():
-        return Change(path, False)
+        return _gone(client, path, record) if record else Change(path, False)
     document = _document(client, path, read_text(path))
     is_copy_there = record.get("is_new") or path.with_name(path.name + BACKUP).exists()
     if is_copy_there and record.get("after") == _fingerprint(document.text):
@@ -115,6 +117,17 @@ def _as_it_was(path: Path, record: Mapping[str, Any]) -> Change:
     _forget(path)
     path.with_name(path.name + BACKUP).unlink(missing_ok=True)
     return Change(path, True, tuple(record["moved"]))
+
+
+def _gone(client: Client, path: Path, record: Mapping[str, Any]) -> Change:
+    """Somebody has removed the file since `connect`. What it held is its owner's, and stays; a record that holds no
+    more than the copy goes, so that it does not come to life in a file that the client makes anew."""
+    copy = path.with_name(path.name + BACKUP)
+    copied = _servers(_document(client, copy, read_text(copy)), client) if copy.exists() else {}
+    if record["moved"].keys() <= copied.keys():
+        _forget(path)
+    left = (copy, path.with_name(path.name + RECORD))
+    return Change(path, False, left=tuple(each for each in left if each.exists()))
 
 
 def _forget(path: Path) -> None:

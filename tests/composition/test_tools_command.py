@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import anyio.to_thread
 import pytest
 
 from composition.cost import tokens_of
-from tests.helpers.gateway import ROOT, gateway_over_http, in_process, servers_toml
+from providers.lines import MODERN
+from tests.helpers.adding import add, called, shop
+from tests.helpers.gateway import LATEST, ROOT, gateway_over_http, in_process, servers_toml
 from tests.helpers.people import token, tokens
 
 
@@ -58,8 +61,111 @@ def test_a_tool_is_called_with_what_it_wants(folder: Path) -> None:
     failed = run(folder, "call", "one_fail", "message=no")
     assert failed.returncode == 1 and "no" in failed.stdout
     assert run(folder, "call", "one_absent").returncode == 1
-    nobody = run(folder, "tools", "--server", "three")
-    assert nobody.returncode == 1 and "No server 'three' shows a tool" in nobody.stderr
+
+
+# ---------------------------------------------------------------------------------------------- one server, no other
+
+
+def marking(folder: Path) -> dict[str, Any]:
+    """A server whose start leaves a mark, and comes to nothing."""
+    return {"command": "sh", "args": ["-c", f"touch '{folder / 'mark'}'; exit 3"]}
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    """A good server, and one whose start is seen."""
+    toml = servers_toml({"good": in_process("everything.py"), "marking": marking(tmp_path)})
+    (tmp_path / "servers.toml").write_text(toml)
+    return toml
+
+
+def quiet(folder: Path, *words: str, **environ: str) -> str:
+    """What a command says that has started no other server, and has nothing to warn of."""
+    done = run(folder, *words, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (folder / "mark").exists()
+    return done.stdout.strip()
+
+
+@pytest.mark.core
+def test_a_call_starts_its_own_server_alone(tmp_path: Path, two: str) -> None:
+    assert quiet(tmp_path, "call", "good_add", "a=2", "b=40") == "42"
+    forms = json.loads(quiet(tmp_path, "tools", "--server", "good", "--json"))
+    assert "good_add" in {form["name"] for form in forms}
+    broken = run(tmp_path, "call", "marking_anything")
+    assert broken.returncode == 1 and "server 'marking'" in broken.stderr and (tmp_path / "mark").exists()
+    assert "Traceback" not in broken.stderr
+
+
+@pytest.mark.core
+def test_a_server_that_is_not_there_is_told_with_the_closest_name(tmp_path: Path, two: str) -> None:
+    for command in (["call", "godo_add"], ["tools", "--server", "godo"]):
+        wrong = run(tmp_path, *command)
+        assert wrong.returncode == 1
+        assert wrong.stderr == "there is no server 'godo'. Did you mean 'good'?\n"
+    wrong = run(tmp_path, "call", "good_ad")
+    assert wrong.returncode == 1 and "Did you mean 'good_add'?" in wrong.stderr
+    assert not (tmp_path / "mark").exists()
+    (tmp_path / "servers.toml").write_text(servers_toml({"off": in_process("everything.py", is_enabled=False)}))
+    assert "server 'off' is switched off" in run(tmp_path, "call", "off_add").stderr
+
+
+def test_the_gateways_own_tools_are_called_too(tmp_path: Path) -> None:
+    (tmp_path / "servers.toml").write_text(servers_toml({"one": in_process("everything.py")}, dynamic=True))
+    listed = json.loads(quiet(tmp_path, "call", "gateway_list_servers"))
+    assert [each["name"] for each in listed["servers"]] == ["one"]
+    assert "one_add" in quiet(tmp_path, "call", "gateway_find_tools", "query=add two numbers", "limit=1")
+    absent = run(tmp_path, "call", "gateway_find_tools", "query=x", APOLLOS_DYNAMIC="false")
+    assert absent.returncode == 1 and "there is no server 'gateway'" in absent.stderr
+
+
+@pytest.mark.core
+async def test_a_gateway_that_runs_is_asked_for_one_server(tmp_path: Path, two: str) -> None:
+    async with gateway_over_http(two) as served:
+
+        async def ask(*words: str) -> str:
+            return await anyio.to_thread.run_sync(lambda: quiet(tmp_path, *words, "--gateway", served.url))
+
+        assert await ask("call", "good_add", "a=2", "b=40") == "42"
+        assert "good_add" in await ask("tools", "--server", "good")
+        for words in (["call", "godo_add"], ["tools", "--server", "../x"]):
+            wrong = await anyio.to_thread.run_sync(partial(run, tmp_path, *words, "--gateway", served.url))
+            assert wrong.returncode == 1 and f"there is no server '{words[-1].removesuffix('_add')}'" in wrong.stderr
+        assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.core
+async def test_what_a_tool_wants_is_known_also_where_tools_are_shown_by_search_alone(tmp_path: Path, two: str) -> None:
+    async with gateway_over_http(f'[gateway]\ntools = "search"\n{two.removeprefix("[gateway]")}') as served:
+
+        async def ask(*words: str) -> str:
+            return await anyio.to_thread.run_sync(lambda: quiet(tmp_path, *words, "--gateway", served.url))
+
+        assert await ask("call", "good_add", "a=2", "b=40") == "42"
+        assert "Add two numbers." in await ask("call", "gateway_describe_tool", "name=good_add")
+
+
+@pytest.mark.skipif(not MODERN, reason="FastMCP 3.4 knows no clients of 2026-07-28")
+async def test_what_a_client_without_a_session_has_added_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no address of its own."""
+    async with (
+        shop(tmp_path, monkeypatch, dynamic_allow=["pypi:mcp-server-*"]) as gateway,
+        gateway.client("bob", LATEST) as bob,
+    ):
+        name, url = called(await add(bob, "echo")), gateway.served.url
+        words = ("call", f"{name}_add", "a=2", "b=40", "--gateway", url)
+        assert await anyio.to_thread.run_sync(lambda: quiet(tmp_path, *words, APOLLOS_TOKEN=token("bob"))) == "42"
+        hidden = await anyio.to_thread.run_sync(lambda: run(tmp_path, *words, APOLLOS_TOKEN=token("ada")))
+        assert hidden.returncode == 1 and f"there is no server '{name}'" in hidden.stderr
+
+
+@pytest.mark.core
+async def test_why_a_server_of_a_gateway_that_runs_shows_nothing_is_told(tmp_path: Path, two: str) -> None:
+    async with gateway_over_http(two) as served:
+        broken = await anyio.to_thread.run_sync(partial(run, tmp_path, "call", "marking_x", "--gateway", served.url))
+        assert broken.returncode == 1 and "server 'marking'" in broken.stderr and "Traceback" not in broken.stderr
 
 
 async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> None:

@@ -159,6 +159,18 @@ async def test_who_waited_for_what_another_session_asked_gets_it_although_that_o
         assert names_of(shelf.catalogue.peek(ALICE_2)) == ["echo"]
 
 
+async def test_that_a_client_has_gone_is_no_reason_for_the_next_one() -> None:
+    gate = anyio.Event()
+    async with shelf_of(FakeBackend(before_open=held(gate))) as shelf, anyio.create_task_group() as tasks:
+        tasks.start_soon(shelf.catalogue.get, ALICE_1)
+        await settled()
+        await shelf.end_session(ALICE_1.session)
+        await settled()
+        assert shelf.catalogue.error(ALICE_2) is None
+        gate.set()
+        assert await shelf.names(ALICE_2) == ["echo"]
+
+
 async def test_of_a_crowd_of_users_not_all_are_remembered_for_ever() -> None:
     async with shelf_of(FakeBackend(), isolation="shared") as shelf:
         for number in range(1100):

@@ -170,6 +170,43 @@ def test_without_the_copy_the_entries_are_put_back(tmp_path: Path, servers_toml:
     assert not (tmp_path / (path.name + RECORD)).exists()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_gone_leaves_its_owner_the_copy_and_no_record(
+    kind: str, tmp_path: Path, servers_toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, copy = tmp_path / "client.json", tmp_path / ("client.json" + BACKUP)
+    path.write_text(text_of(kind))
+    carry_out(plan_import(path, CLIENTS[kind], servers_toml), None)
+    connect(CLIENTS[kind], path, servers_toml, move=True)
+    path.unlink()
+    assert main(["disconnect", kind, "--path", str(path)]) == 0
+    assert f"That file is gone. What it held is in {copy}." in capsys.readouterr().out
+    assert copy.read_text() == text_of(kind) and not path.exists() and not path.with_name(path.name + RECORD).exists()
+    assert not disconnect(CLIENTS[kind], path).left
+    path.write_text("{}")
+    connect(CLIENTS[kind], path, servers_toml)
+    assert disconnect(CLIENTS[kind], path).names == () and path.read_text() == "{}"
+
+
+def test_a_file_that_we_made_and_that_is_gone_leaves_nothing(tmp_path: Path, servers_toml: Path) -> None:
+    path = tmp_path / "deep" / "client.json"
+    connect(CLIENTS["cursor"], path, servers_toml)
+    path.unlink()
+    assert not disconnect(CLIENTS["cursor"], path).left
+    assert not list(path.parent.iterdir())
+
+
+def test_what_only_the_record_holds_of_a_file_that_is_gone_stays(tmp_path: Path, servers_toml: Path) -> None:
+    path = tmp_path / "client.json"
+    path.write_text('{"mcpServers": {"mine": {"command": "python3"}}}')
+    connect(CLIENTS["cursor"], path, servers_toml, move=True)
+    (tmp_path / (path.name + BACKUP)).unlink()
+    path.unlink()
+    assert disconnect(CLIENTS["cursor"], path).left == (path.with_name(path.name + RECORD),)
+    path.write_text("{}")
+    assert disconnect(CLIENTS["cursor"], path).names == ("mine",)
+
+
 def test_a_record_that_somebody_broke_is_told(tmp_path: Path, servers_toml: Path) -> None:
     path = tmp_path / "client.json"
     path.write_text("{}")
