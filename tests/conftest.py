@@ -44,8 +44,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests do not see the APOLLOS_* variables of whoever runs them."""
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests do not see the APOLLOS_* variables of whoever runs them, and write nothing into their state."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state-of-nobody"))
     for name in [name for name in os.environ if name.startswith("APOLLOS_") and name != IN_CI]:
         monkeypatch.delenv(name)
 
