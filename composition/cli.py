@@ -7,13 +7,14 @@ configuration ends with exit code 2 and everything that is wrong with it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from composition import containers, registering, secret_command, serving, token_command, tools_command
 from composition.clients import client_commands
 from composition.discovery import catalog_commands, registry_commands
 from composition.logs import log_to_stderr
-from composition.starting import FAILED, MISCONFIGURED
+from composition.starting import FAILED, MISCONFIGURED, UNREAD
 from providers.container_log import harmless
 from providers.errors import ConfigurationError, GatewayError
 
@@ -60,7 +61,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run a command; its exit code. Whoever reads what it prints may go before the end, as `head` does: then it ends
+    without a word, too."""
+    try:
+        try:
+            code = _run_command(arguments)
+        finally:  # of `--help` too, which leaves by SystemExit
+            if not sys.stdout.closed:  # as the SDK leaves it
+                sys.stdout.flush()
+    except* KeyboardInterrupt:
+        code = 130
+    except* BrokenPipeError:  # in a group, if a task of the command printed
+        code = UNREAD
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more, and would complain
+    return code
+
+
+def _run_command(arguments: list[str] | None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     log_to_stderr("info" if options.says and options.log_level == "warning" else options.log_level)
     try:
@@ -72,8 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
     except GatewayError as error:
         _complain(error)
         return FAILED
-    except KeyboardInterrupt:
-        return 130
 
 
 def _complain(error: GatewayError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +127,38 @@ def test_check_fails_if_one_server_fails_and_says_why(good: Path) -> None:
     assert said.returncode == 1
     assert re.search(r"^gone +streamable_http +failed .*refused", said.stdout, re.MULTILINE)
     assert re.search(r"^notes +python +ok", said.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [["list"], ["check"], ["export"], ["tools", "--cost"], ["--help"]])
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_a_reader_who_goes_early_is_told_nothing(command: list[str], is_buffered: bool, good: Path) -> None:
+    """As in `list | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), *command],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**os.environ, "APOLLOS_SERVERS": str(good), "PYTHONUNBUFFERED": "" if is_buffered else "1"},
+        check=False,
+    )
+    os.close(writing)
+    assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
+
+
+def test_ctrl_c_while_the_modules_are_read_ends_it_without_a_word(tmp_path: Path, good: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'composition.starting':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    said = run("list", servers=good, PYTHONPATH=str(tmp_path))
+    assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_over_stdio_nothing_but_mcp_goes_to_stdout(good: Path) -> None:
