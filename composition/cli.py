@@ -13,6 +13,7 @@ import sys
 from composition import containers, registering, secret_command, serving, token_command, tools_command
 from composition.clients import client_commands
 from composition.discovery import catalog_commands, registry_commands
+from composition.gateway import VERSION
 from composition.logs import log_to_stderr
 from composition.starting import FAILED, MISCONFIGURED, UNREAD
 from providers.container_log import harmless
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="APOLLOS_SERVERS names another servers.toml.",
     )
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--version", action="version", version=f"Apollos MCP Gateway {VERSION}")
     parser.set_defaults(run=lambda options: serving.speak_stdio(), says=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for group in GROUPS:
@@ -52,7 +54,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     of ours in it."""
     parser = build_parser()
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:end])
+    options, unknown = parser.parse_known_args(arguments[:end])
+    if unknown:
+        hint = ". Are they the server's own? Put -- before them" if hasattr(options, "after") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if arguments[end + 1 :]:
         if not hasattr(options, "after"):
             parser.error("only 'add' takes arguments after --")

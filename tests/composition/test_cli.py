@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from composition.cli import build_parser
+from composition.gateway import VERSION
 from composition.starting import servers_path
 from providers.lines import MODERN
 from tests.helpers.ports import dead_port
@@ -73,7 +74,8 @@ def test_help_names_every_command() -> None:
         (["config"], "HOST"),
         (["config", "netscape"], "invalid choice: 'netscape' (choose from"),
         (["--log-level", "loud", "check"], "invalid choice: 'loud'"),
-        (["check", "time"], "unrecognized arguments: time"),
+        (["check", "time"], "unrecognized arguments: time\n"),
+        (["add", "time", "--command", "uvx", "its-own"], "arguments: its-own. Are they the server's own? Put --"),
     ],
 )
 def test_a_wrong_word_is_answered_with_what_is_allowed(arguments: list[str], words: str, good: Path) -> None:
@@ -127,6 +129,10 @@ def test_check_fails_if_one_server_fails_and_says_why(good: Path) -> None:
     assert said.returncode == 1
     assert re.search(r"^gone +streamable_http +failed .*refused", said.stdout, re.MULTILINE)
     assert re.search(r"^notes +python +ok", said.stdout, re.MULTILINE)
+
+
+def test_it_says_its_version() -> None:
+    assert run("--version").stdout == f"Apollos MCP Gateway {VERSION}\n"
 
 
 @pytest.mark.parametrize("command", [["list"], ["check"], ["export"], ["tools", "--cost"], ["--help"]])
