@@ -131,6 +131,11 @@ def test_check_fails_if_one_server_fails_and_says_why(good: Path) -> None:
     assert re.search(r"^notes +python +ok", said.stdout, re.MULTILINE)
 
 
+def test_a_file_without_containers_has_none_to_name(good: Path) -> None:
+    said = run("logs", "notes", servers=good)
+    assert said.returncode == 2 and said.stderr.endswith("It has none\n")
+
+
 def test_it_says_its_version() -> None:
     assert run("--version").stdout == f"Apollos MCP Gateway {VERSION}\n"
 
