@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
+
+if _is_quiet := __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # reading the modules takes a second: Ctrl-C ends it, silently
 
 from composition.cli import main
 from composition.starting import gateway_from_environment
@@ -22,6 +26,8 @@ def _load() -> FastMCP[Any]:
         raise SystemExit(2) from None
 
 
+if _is_quiet:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
     sys.exit(main())
 

@@ -234,9 +234,8 @@ async def _containers(manager: McpContainerManager, name: str) -> list[Container
 def _check_name(configuration: Configuration, name: str) -> None:
     names = [resource.name for resource in configuration.resources.values() if resource.is_container]
     if name not in names:
-        raise ConfigurationError(
-            f"'{name}' is no container server of '{configuration.path}'. There is: {', '.join(names)}"
-        )
+        there = f"There is: {', '.join(names)}" if names else "It has none"
+        raise ConfigurationError(f"'{name}' is no container server of '{configuration.path}'. {there}")
 
 
 async def _run(configuration: Configuration, options: Any) -> int:

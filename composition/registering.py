@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -46,14 +47,22 @@ def register(commands: Any) -> None:
     _finish(commands.add_parser("list", help="print the servers"))
 
 
+_AFTER = "The arguments of the server itself stand at the end, behind --: add time --command uvx -- mcp-server-time"
+
+_WHO = "who may use it; '*' is everybody (default: you, and administrators)"
+
+
 def _register_add(commands: Any) -> None:
-    add = commands.add_parser("add", help="add a server", epilog="What follows -- are arguments of the server.")
+    add = commands.add_parser("add", help="add a server", epilog=_AFTER)
     add.add_argument("name", metavar="NAME")
     way = add.add_mutually_exclusive_group(required=True)
     way.add_argument("--url", help="where a remote server is")
     way.add_argument("--command", dest="program", metavar="PROGRAM", help="the program of a local server")
     way.add_argument("--image", help="the image of a server in a container")
-    add.add_argument("--transport", choices=[str(each) for each in TransportType if each is not TransportType.PYTHON])
+    transports = [str(each) for each in TransportType if each is not TransportType.PYTHON]
+    add.add_argument(
+        "--transport", choices=transports, help="where it is not plain; sse: remote ones of the older kind"
+    )
     add.add_argument("--port", action="append", default=[], metavar="PORT/tcp", help="of a container that speaks HTTP")
     add.add_argument(
         "--env",
@@ -69,9 +78,10 @@ def _register_add(commands: Any) -> None:
         metavar="NAME[=VALUE]",
         help="a header; without a value it is the variable X_API_KEY for X-Api-Key, and with '-' a line of stdin",
     )
-    add.add_argument("--role", action="append", default=[], metavar="ROLE", help="who may use it; '*' is everybody")
+    add.add_argument("--role", action="append", default=[], metavar="ROLE", help=_WHO)
     add.add_argument("--description", help="what it is for")
-    add.add_argument("--isolation", choices=[str(each) for each in Isolation])
+    shared = "who shares a session with it (default: session, nobody)"
+    add.add_argument("--isolation", choices=[str(each) for each in Isolation], help=shared)
     add.add_argument("--disabled", action="store_true", help="do not offer it yet")
     add.set_defaults(after=())
     _finish(add)
@@ -167,6 +177,8 @@ def pairs(option: str, given: list[str], variable_of: Callable[[str], str]) -> d
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
+        if re.search(r"[\s:]", name):  # never repeated: `Authorization: Bearer …` was meant, and is a secret
+            raise ConfigurationError(f"{option}: a name has no colon and no space. Write NAME=VALUE, NAME or NAME=-")
         if name in found:
             raise ConfigurationError(f"{option} {name}: stands twice. Keep one")
         if not equals:

@@ -23,8 +23,8 @@ from composition.stores import MEMORY, default_store, existing_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
-OK, FAILED, MISCONFIGURED = 0, 1, 2
-"""Exit codes."""
+OK, FAILED, MISCONFIGURED, UNREAD = 0, 1, 2, 141
+"""Exit codes. The last is a shell's for a program that SIGPIPE ended."""
 
 _GC_THRESHOLD = 5_000
 

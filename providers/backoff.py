@@ -32,6 +32,7 @@ class Backoff:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._troubles: dict[tuple[str, int], _Trouble] = {}
+        self._told: dict[str, str] = {}
 
     def failed(
         self,
@@ -56,14 +57,23 @@ class Backoff:
         now = self._clock()
         self._troubles[key] = _Trouble(failures, now, now + delay, error.again())
 
+    def is_news(self, error: BackendError) -> bool:
+        """Whether a server fails for another reason than the last time. A log that is told each reason once stays
+        readable while a server is down for a night."""
+        is_news = self._told.get(error.server) != error.problem
+        self._told[error.server] = error.problem
+        return is_news
+
     def forget(self, server: str, before_generation: int) -> None:
         """Earlier generations of a server are gone, and their troubles with them."""
+        self._told.pop(server, None)
         self._troubles = {
             key: trouble for key, trouble in self._troubles.items() if key[0] != server or key[1] >= before_generation
         }
 
     def succeeded(self, key: tuple[str, int]) -> None:
         self._troubles.pop(key, None)
+        self._told.pop(key[0], None)
 
     def failures(self, server: str) -> int:
         """How often a server failed in a row."""
@@ -86,8 +96,9 @@ class Backoff:
         if trouble is None or not (rest or (is_tried and trouble.failures >= _BROKEN_AFTER)):
             return None
         again = f"is tried again in {max(1, round(rest))} s" if rest else "is being tried again"
+        often = "once" if trouble.failures == 1 else f"{trouble.failures} times in a row"
         return BackendUnavailable(
             trouble.error.server,
-            f"failed {trouble.failures} times in a row and {again}. Last reason: {trouble.error.problem}",
+            f"failed {often} and {again}. Last reason: {trouble.error.problem}",
             not_sent=True,
         )

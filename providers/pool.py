@@ -286,7 +286,7 @@ class McpConnectionPool:
         target, first = connection.target, connection.first_rest
         if error.is_of_server:
             self.backoff.failed(target.key, error, target.longest_rest, connection.created_at, first_rest=first)
-        logger.warning("%s", error)
+        logger.log(logging.WARNING if self.backoff.is_news(error) else logging.DEBUG, "%s", error)
         if connection.session is not None:
             return  # it was open: who waits for its end may have the next one
         for waiter in [waiter for waiter in self._waiters if waiter.key == connection.key]:

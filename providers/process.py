@@ -106,7 +106,8 @@ async def _why_not_started(resource: McpServerResource, error: OSError | ValueEr
         return f"the directory '{resource.cwd}' was not found. Create it or correct 'cwd'."
     match error:
         case FileNotFoundError() | NotADirectoryError():
-            return f"{command} was not found. Install it or correct 'command'."
+            more = " What stands behind its name belongs into 'args'." if " " in str(resource.command) else ""
+            return f"{command} was not found. Install it or correct 'command'.{more}"
         case PermissionError():
             return f"no permission to run {command}. Make it executable, or correct 'command' or 'cwd'."
     return f"{command} failed ({getattr(error, 'strerror', error)}). Correct 'command', 'args' or 'env'."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from composition.cli import build_parser
+from composition.gateway import VERSION
 from composition.starting import servers_path
 from providers.lines import MODERN
 from tests.helpers.ports import dead_port
@@ -72,7 +74,8 @@ def test_help_names_every_command() -> None:
         (["config"], "HOST"),
         (["config", "netscape"], "invalid choice: 'netscape' (choose from"),
         (["--log-level", "loud", "check"], "invalid choice: 'loud'"),
-        (["check", "time"], "unrecognized arguments: time"),
+        (["check", "time"], "unrecognized arguments: time\n"),
+        (["add", "time", "--command", "uvx", "its-own"], "arguments: its-own. Are they the server's own? Put --"),
     ],
 )
 def test_a_wrong_word_is_answered_with_what_is_allowed(arguments: list[str], words: str, good: Path) -> None:
@@ -126,6 +129,47 @@ def test_check_fails_if_one_server_fails_and_says_why(good: Path) -> None:
     assert said.returncode == 1
     assert re.search(r"^gone +streamable_http +failed .*refused", said.stdout, re.MULTILINE)
     assert re.search(r"^notes +python +ok", said.stdout, re.MULTILINE)
+
+
+def test_a_file_without_containers_has_none_to_name(good: Path) -> None:
+    said = run("logs", "notes", servers=good)
+    assert said.returncode == 2 and said.stderr.endswith("It has none\n")
+
+
+def test_it_says_its_version() -> None:
+    assert run("--version").stdout == f"Apollos MCP Gateway {VERSION}\n"
+
+
+@pytest.mark.parametrize("command", [["list"], ["check"], ["export"], ["tools", "--cost"], ["--help"]])
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_a_reader_who_goes_early_is_told_nothing(command: list[str], is_buffered: bool, good: Path) -> None:
+    """As in `list | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), *command],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**os.environ, "APOLLOS_SERVERS": str(good), "PYTHONUNBUFFERED": "" if is_buffered else "1"},
+        check=False,
+    )
+    os.close(writing)
+    assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
+
+
+def test_ctrl_c_while_the_modules_are_read_ends_it_without_a_word(tmp_path: Path, good: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'composition.starting':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    said = run("list", servers=good, PYTHONPATH=str(tmp_path))
+    assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_over_stdio_nothing_but_mcp_goes_to_stdout(good: Path) -> None:

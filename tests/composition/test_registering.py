@@ -106,6 +106,12 @@ def test_a_value_that_is_missing_is_named(given: list[str], text: str, monkeypat
         registering.pairs("--env", given, lambda name: name)
 
 
+def test_a_header_written_as_for_curl_is_refused_without_being_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="Write NAME=VALUE") as refusal:
+        registering.pairs("--header", [f"Authorization: Bearer {SECRET}=="], str)
+    assert SECRET not in str(refusal.value)
+
+
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/mcp", "http://h:1/mcp/"])
 def test_a_gateway_is_named_by_the_address_that_clients_use_too(url: str) -> None:
     assert address_of(url) == "http://h:1"

@@ -68,6 +68,20 @@ def test_a_refusal_says_how_often_how_long_and_why(backoff: Backoff, clock: Cloc
     )
 
 
+def test_a_refusal_after_one_failure_says_once(backoff: Backoff) -> None:
+    backoff.failed("files", DOWN, 30, first_rest=4)
+    assert "failed once and is tried again in 4 s." in str(backoff.refusal("files"))
+
+
+def test_a_reason_is_news_until_it_was_told_and_again_after_the_server_was_well(backoff: Backoff) -> None:
+    other = BackendUnavailable("files", "was ended.", not_sent=True)
+    assert [backoff.is_news(each) for each in (DOWN, DOWN, other, DOWN)] == [True, False, True, True]
+    backoff.succeeded(("files", 1))
+    assert backoff.is_news(DOWN) and not backoff.is_news(DOWN)
+    backoff.forget("files", 2)
+    assert backoff.is_news(DOWN)
+
+
 def test_after_the_rest_there_is_an_attempt(backoff: Backoff, clock: Clock) -> None:
     for _ in range(4):
         backoff.failed("files", DOWN, 30)

@@ -38,6 +38,7 @@ def test_a_line_that_may_be_cut_is_cut() -> None:
     ("resource", "problem"),
     [
         ({"command": "no-such-command"}, "command 'no-such-command' was not found. Install it or correct 'command'."),
+        ({"command": "cat -n"}, "command 'cat -n' was not found. Install it or correct 'command'. What stands behind"),
         (
             {"command": "{tmp}/not-executable"},
             "no permission to run command '{tmp}/not-executable'. Make it executable",
