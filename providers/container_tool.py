@@ -68,6 +68,8 @@ class ContainerTool(BaseModel):
     @model_validator(mode="after")
     def _templates_can_be_filled(self) -> ContainerTool:
         for text in (*self.args, *self.volumes):
+            if "\0" in text:
+                raise ValueError("must not hold a NUL character")
             try:
                 rendered(text, lambda _: None)
             except TemplateError as error:

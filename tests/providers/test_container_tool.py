@@ -117,6 +117,7 @@ def test_each_folder_of_a_list_is_used_in_the_way_that_stands_behind_it() -> Non
 @pytest.mark.parametrize(
     ("more", "told"),
     [
+        ({"args": ["a\0b"]}, "must not hold a NUL character"),
         ({"args": ["{{nothing}}"]}, "asks for 'nothing', which is none of its parameters"),
         ({"args": ["{{text|shout}}"]}, "uses the filter 'shout'"),
         ({"volumes": ["{{nothing}}:/a"]}, "asks for 'nothing'"),
