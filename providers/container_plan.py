@@ -33,6 +33,7 @@ class Plan:
     """Whether the gateway runs in a container of the same engine: then it reaches others over their network."""
     volumes: tuple[Volume, ...]
     """What it mounts, each path as it was looked at."""
+    has_stdin: bool = True
 
     @property
     def is_reached_inside(self) -> bool:
@@ -46,7 +47,8 @@ class Plan:
         network = network_of(self.resource)
         over_http = self.resource.transport_type is not TransportType.STDIO
         publishes = over_http and not self.is_inside
-        return Placement(None if network == NONE else network, publishes=publishes, volumes=self.volumes)
+        name = None if network == NONE else network
+        return Placement(name, publishes=publishes, volumes=self.volumes, has_stdin=self.has_stdin)
 
     def network_of(self, container: str) -> str | None:
         """The network on which a container of this name is made."""

@@ -90,8 +90,7 @@ async def run_container(
     Raises:
         BackendUnavailable: it cannot be made or started; the message says why.
     """
-    async with _container_process(resource, manager, scope, discard) as process:
-        await process.stdin.aclose()
+    async with _container_process(resource, manager, scope, discard, has_stdin=False) as process:
         written = bytearray(), bytearray()
         async with anyio.create_task_group() as tasks:
             for stream, taken in zip((process.stdout, process.stderr), written, strict=True):
@@ -105,17 +104,21 @@ async def run_container(
 async def _take(stream: ByteReceiveStream, taken: bytearray, process: ContainerProcess, max_bytes: int) -> None:
     with suppress(*GONE):
         async for chunk in stream:
+            taken += chunk[: max_bytes + 1 - len(taken)]
             if len(taken) > max_bytes:
                 process.kill()  # and what is on its way is read to its end, because stderr comes on the same line
-            else:
-                taken += chunk
 
 
 @asynccontextmanager
 async def _container_process(
-    resource: McpServerResource, manager: McpContainerManager, scope: str, discard: Callable[[Container], None]
+    resource: McpServerResource,
+    manager: McpContainerManager,
+    scope: str,
+    discard: Callable[[Container], None],
+    *,
+    has_stdin: bool = True,
 ) -> AsyncIterator[ContainerProcess]:
-    container = await manager.create_server(resource, scope)
+    container = await manager.create_server(resource, scope, has_stdin=has_stdin)
     try:
         attached = await _attached(manager, container)
         try:

@@ -27,6 +27,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 """Of JSON Schema. More than a type is for the program to check: a stranger's pattern may take for ever to match."""
 
+_MOST_LEVELS = 32
+"""How deep a schema may be; what is deeper ends in a stack that is too small, here or in a client."""
+
 
 class ContainerTool(BaseModel):
     """A tool that is a program of an image. Each call runs it in a new container, and what it writes is the answer.
@@ -53,13 +56,20 @@ class ContainerTool(BaseModel):
         known = parameters.get("properties", {})
         if parameters.get("type") != "object" or not isinstance(known, dict):
             raise ValueError('must be the schema of an object: type = "object", properties = { … }')
-        if not isinstance(parameters.get("required", []), list):
+        if any(not isinstance(schema, dict | bool) for schema in known.values()):
+            raise ValueError('has a property that is no schema: properties = { NAME = { type = "string" } }')
+        required = parameters.get("required", [])
+        if not isinstance(required, list) or any(not isinstance(name, str) for name in required):
             raise ValueError("has a 'required' that is no list of names")
+        if _is_too_deep(parameters):
+            raise ValueError(f"has a schema of more than {_MOST_LEVELS} levels")
         return parameters
 
     @model_validator(mode="after")
     def _templates_can_be_filled(self) -> ContainerTool:
         for text in (*self.args, *self.volumes):
+            if "\0" in text:
+                raise ValueError("must not hold a NUL character")
             try:
                 rendered(text, lambda _: None)
             except TemplateError as error:
@@ -108,14 +118,43 @@ class ContainerTool(BaseModel):
 
         Raises:
             ValueError: an argument is no absolute path; the message is a predicate. Else a call could reach the volumes
-                of other servers, or say that it may write.
+                of other servers, leave the folder that a volume begins with, or say that it may write.
         """
         for path in (path for text in self.volumes for path in paths_in(text)):
             value = _find(arguments, path)
-            items = value if isinstance(value, list) else [value]
-            if any(not str(item).startswith("/") or ":" in str(item) for item in items if item is not None):
-                raise ValueError(f"must have an absolute path without ':' as '{path}'")
-        return [volume for text in self.volumes for volume in _filled(text, arguments) or []]
+            items = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(map(_is_plain_path, items)):
+                raise ValueError(f"must have an absolute path without ':' and '..' as '{path}'")
+        return [volume for text in self.volumes for volume in _mounted(text, arguments)]
+
+
+def _is_too_deep(schema: dict[str, Any]) -> bool:
+    level: list[Any] = [schema]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)
+
+
+def _is_plain_path(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("/") and ":" not in value and ".." not in value.split("/")
+
+
+def _mounted(text: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The volumes that one of a tool's comes to in a call. How it may be used stands for each of a list.
+
+    Raises:
+        ValueError: a template begins it and gives the name of a volume; such a volume may be anybody's.
+    """
+    whole, mode = (text[:-3], text[-3:]) if text.endswith(("}}:rw", "}}:ro")) else (text, "")
+    mounted = [volume + mode for volume in _filled(whole, arguments) or []]
+    if text.startswith("{{") and any(not volume.startswith("/") for volume in mounted):
+        raise ValueError("must mount a folder: what begins with {{…}} is never the name of a volume")
+    return mounted
 
 
 def _filled(text: str, arguments: Mapping[str, Any]) -> list[str] | None:

@@ -15,6 +15,7 @@ import anyio
 from fastmcp import FastMCP
 from fastmcp.tools.base import Tool, ToolResult
 from pydantic import PrivateAttr, ValidationError
+from pydantic_core import to_json
 
 from providers import low_level
 from providers.container_stdio import Ended
@@ -26,8 +27,10 @@ from providers.resource import McpServerResource
 from providers.wire import Deliver, Wire
 
 MAX_OUTPUT = 256 * 1024
-"""Bytes that a program may write to stdout, and to stderr. A model reads them, clients of the SDK take no event
-of more than 1 MiB, and each of its signs may be escaped; what is larger belongs into a file."""
+"""Bytes that a program may write to stdout, and to stderr. A model reads them; what is larger belongs into a file."""
+
+_MAX_ANSWER = 960 * 1024
+"""Bytes of an answer as JSON, which writes some signs as six. Clients of the SDK take no event of more than 1 MiB."""
 
 RunContainer = Callable[[McpServerResource], Awaitable[Ended]]
 
@@ -45,7 +48,7 @@ def container_tool_wire(
 
 @asynccontextmanager
 async def _serving(resource: McpServerResource, run: RunContainer) -> AsyncIterator[FastMCP[Any]]:
-    server = FastMCP[Any](resource.name)
+    server = FastMCP[Any](resource.name, dereference_schemas=False)  # FastMCP would rewrite schemas
     for name, tool in resource.docker_tools.items():
         server.add_tool(_Program.of(name, tool, resource, run))
     async with low_level.lifespan(server):
@@ -117,8 +120,17 @@ def _answer(ended: Ended) -> ToolResult:
     if ended.code:
         said = [text.rstrip() for text in (stdout, stderr) if text]
         return _failure("\n".join([*said, f"{ended.how[:1].upper()}{ended.how[1:]}."]))
-    return ToolResult(content=stdout or stderr)
+    answer = stdout or stderr
+    return ToolResult(content=answer) if _fits(answer) else _failure(answer)
 
 
 def _failure(text: str) -> ToolResult:
-    return ToolResult(content=text, is_error=True)
+    """A tool's error, of which as much is told as fits."""
+    is_whole = _fits(text)
+    while not _fits(text):
+        text = text[: len(text) * 3 // 4]
+    return ToolResult(content=text if is_whole else f"{text}\n\nThe rest does not fit into an answer.", is_error=True)
+
+
+def _fits(text: str) -> bool:
+    return len(to_json(text)) <= _MAX_ANSWER

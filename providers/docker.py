@@ -13,7 +13,7 @@ import ssl
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class _Attempt:
 
     resource: McpServerResource
     scope: str
+    has_stdin: bool
     made: Container | None = None
     settled: threading.Lock = field(default_factory=threading.Lock)
 
@@ -159,14 +160,14 @@ class McpContainerManager:
         except (ImageMissing, MountRefused):
             return ""
 
-    async def create_server(self, resource: McpServerResource, scope: str) -> Container:
-        """Make a container and do not start it yet.
+    async def create_server(self, resource: McpServerResource, scope: str, *, has_stdin: bool = True) -> Container:
+        """Make a container and do not start it yet. Without `has_stdin` it finds its stdin ended.
 
         Raises:
             ImageMissing, EngineUnavailable, BackendUnavailable: it cannot be made; the message says why.
         """
         await self._engine.call(resource.name, lambda api: api.ping(), QUICK)  # a hung engine is not worth a long wait
-        attempt = _Attempt(resource, scope)
+        attempt = _Attempt(resource, scope, has_stdin)
         try:
             return await self._engine.call(resource.name, partial(self._create, attempt), SLOW)
         except BaseException:
@@ -180,18 +181,18 @@ class McpContainerManager:
 
     def _plan(self, resource: McpServerResource, api: Api) -> Plan:
         volumes = volumes_for(resource, self._engine, api, self._allowed_paths, self.instance.hidden)
-        is_inside = self._engine.own_id is not None
-        return Plan(resource, _image(resource, api), self.instance, is_inside, volumes)
+        return Plan(resource, _image(resource, api), self.instance, self._engine.own_id is not None, volumes)
 
     def _create(self, attempt: _Attempt, api: Api) -> Container:
-        made = attempt.made = self._make(attempt.resource, attempt.scope, api)
+        made = attempt.made = self._make(attempt, api)
         if not attempt.settled.acquire(blocking=False):
             self._roster.forsake(made)
             self._remove(made, 0, api)
         return made
 
-    def _make(self, resource: McpServerResource, scope: str, api: Api) -> Container:
-        plan = self._plan(resource, api)
+    def _make(self, attempt: _Attempt, api: Api) -> Container:
+        resource, scope = attempt.resource, attempt.scope
+        plan = replace(self._plan(resource, api), has_stdin=attempt.has_stdin)
         check_network(resource, api)
         for name in plan.names():
             if self._roster.reserve(name, resource.name) and (made := self._create_named(name, plan, scope, api)):

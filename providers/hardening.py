@@ -73,20 +73,23 @@ class Placement:
     """What is mounted, each path as it was looked at: Docker is given no other."""
     secrets_folder: str | None = None
     """A folder of the host with one file per secret."""
+    has_stdin: bool = True
+    """Whether a container over stdio is given something to read; without it, its stdin has ended before it starts."""
 
 
 def container_config(resource: McpServerResource, image: ImageFacts, placement: Placement) -> dict[str, Any]:
     """What Docker is asked to create, without a name and labels. The image is named by its id, so that nobody can
     put another one in its place between looking and creating."""
     over_stdio = resource.transport_type is TransportType.STDIO
+    has_stdin = over_stdio and placement.has_stdin
     config: dict[str, Any] = {
         "Image": image.id,
         "User": user_of(resource, image),
         "Env": [f"{name}={value}" for name, value in sorted(_environment(resource, image).items())],
         "Tty": False,
-        "OpenStdin": over_stdio,
-        "StdinOnce": over_stdio,
-        "AttachStdin": over_stdio,
+        "OpenStdin": has_stdin,
+        "StdinOnce": has_stdin,
+        "AttachStdin": has_stdin,
         "AttachStdout": over_stdio,
         "AttachStderr": over_stdio,
         "StopTimeout": _STOP_SECONDS,

@@ -140,6 +140,8 @@ def _typed(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Wrong]]:
         bad = {
             str(detail["loc"][0]) for detail in error.errors(include_url=False, include_input=False) if detail["loc"]
         }
+        if not bad:  # it is nested too deep to be read
+            return {}, wrong
         rest, more = _typed({key: value for key, value in data.items() if key not in bad})
         return rest, wrong + more
 

@@ -288,7 +288,7 @@ class _Conversion:
         if not text.startswith("{{"):
             return self._volume(text)
         self.notes.append("Its calls name folders of this machine. They have to lie below docker_allowed_paths.")
-        has_mode = text.count(":") > 1
+        has_mode = text.rstrip("}").endswith((":ro", ":rw"))
         return f"{text}:rw" if self._given.is_writable and not has_mode else text
 
     def _volume(self, text: str) -> str:

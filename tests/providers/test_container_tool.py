@@ -29,6 +29,13 @@ def tool(*args: str, required: tuple[str, ...] = (), **more: Any) -> ContainerTo
     return ContainerTool.model_validate({"args": args, "parameters": parameters, **more})
 
 
+def nested(levels: int) -> dict[str, Any]:
+    inner: Any = {}
+    for _ in range(levels):
+        inner = {"items": [inner]} if levels % 2 else {"items": inner}
+    return {"text": inner}
+
+
 def server(**more: Any) -> McpServerResource:
     return McpServerResource.model_validate({"name": "x", "docker_image": "example/x", **more})
 
@@ -84,23 +91,45 @@ def test_a_call_names_folders_and_nothing_else_of_a_volume() -> None:
         *("/srv/a:/data", "/b:/b", "/c:/c", "own:/own:rw")
     ]
     assert mounting.volumes_for({}) == ["own:/own:rw"]
-    for bad in ("others-volume", "/srv/a:/etc:rw", "relative", "", "~/x", ":", 5, {"a": 1}, "/a:"):
-        with pytest.raises(ValueError, match="must have an absolute path without ':' as 'text'"):
+    for bad in ("others-volume", "/srv/a:/etc:rw", "relative", "", "~/x", ":", 5, {"a": 1}, "/a:", "/a/../b", "/.."):
+        with pytest.raises(ValueError, match=r"must have an absolute path without ':' and '\.\.' as 'text'"):
             mounting.volumes_for({"text": bad})
-    with pytest.raises(ValueError, match="as 'words'"):
-        mounting.volumes_for({"words": ["/b", "c"]})
+    for items in (["/b", "c"], ["/b", None], [["/b"]]):
+        with pytest.raises(ValueError, match="as 'words'"):
+            mounting.volumes_for({"words": items})
+    with pytest.raises(ValueError, match="as 'text'"):
+        tool(volumes=["/srv/mine/{{text}}:/data"]).volumes_for({"text": "/../others"})
+
+
+def test_what_an_argument_may_fill_in_is_never_a_volume_of_others() -> None:
+    for text in ("{{text|or:others}}:/data:rw", "{{words|mount_as:/data}}", "{{words|or:[others:/a]|into}}:rw"):
+        with pytest.raises(ValueError, match=r"must mount a folder|as 'words'"):
+            tool(volumes=[text]).volumes_for({"words": [None]} if "mount_as" in text else {})
+    assert tool(volumes=["{{text|or:/srv/a}}:/data"]).volumes_for({}) == ["/srv/a:/data"]
+
+
+def test_each_folder_of_a_list_is_used_in_the_way_that_stands_behind_it() -> None:
+    writable = tool(volumes=["{{words|volume|into}}:rw", "{{text|mount_as:/data}}:ro"])
+    folders = {"words": ["/a", "/b"], "text": "/c"}
+    assert writable.volumes_for(folders) == ["/a:/a:rw", "/b:/b:rw", "/c:/data:ro"]
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
+        ({"args": ["a\0b"]}, "must not hold a NUL character"),
         ({"args": ["{{nothing}}"]}, "asks for 'nothing', which is none of its parameters"),
         ({"args": ["{{text|shout}}"]}, "uses the filter 'shout'"),
         ({"volumes": ["{{nothing}}:/a"]}, "asks for 'nothing'"),
         ({"volumes": ["/a:/proc"]}, "not for mounting"),
         ({"parameters": {"type": "array"}}, "must be the schema of an object"),
         ({"parameters": {"type": "object", "required": "text"}}, "'required' that is no list"),
+        ({"parameters": {"type": "object", "required": ["text", []]}}, "'required' that is no list"),
+        ({"parameters": {"type": "object", "required": [1]}}, "'required' that is no list"),
         ({"parameters": {"type": "object", "properties": []}}, "must be the schema of an object"),
+        ({"parameters": {"type": "object", "properties": {"text": 5}}}, "has a property that is no schema"),
+        ({"parameters": {"type": "object", "properties": nested(33)}}, "more than 32 levels"),
+        ({"parameters": {"type": "object", "properties": nested(100_000)}}, "more than 32 levels"),
         ({"image": "UPPER/case"}, "must be an image"),
         ({"user": "root"}, "may not be root"),
         ({"command": ["x"]}, "Extra inputs"),

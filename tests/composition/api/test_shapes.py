@@ -157,3 +157,11 @@ def test_sentences_use_the_words_of_the_api() -> None:
     assert str(refused.value.errors[0].text) == (
         "needs 'command' (a local process), 'url' (a remote server) or 'imageName' (a container)"
     )
+
+
+def test_a_body_that_is_nested_too_deep_is_refused() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(400):
+        nested = {"items": nested}
+    for key in ("dockerTools", "env"):
+        assert wrong({"name": "x", "command": "sh", key: {"a": nested}}) != []

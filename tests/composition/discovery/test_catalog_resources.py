@@ -186,6 +186,10 @@ def test_tools_that_are_programs_become_such() -> None:
     assert any("below docker_allowed_paths" in note for note in found.notes)
     writable = made(Given(is_writable=True), **entry).resource["docker_tools"]["say"]["volumes"]
     assert writable[0] == "{{folder}}:{{folder}}:rw"
+    for text in ("{{folder|or:/srv/a}}:/data", "{{words|volume|into}}", "{{folder|mount_as:/data}}"):
+        one = program(volumes=[text, "{{folder|mount_as:/own:ro}}"])
+        volumes = made(Given(is_writable=True), **one).resource["docker_tools"]["say"]["volumes"]
+        assert volumes == [f"{text}:rw", "{{folder|mount_as:/own:ro}}"]
 
 
 @pytest.mark.parametrize(

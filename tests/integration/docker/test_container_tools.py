@@ -97,6 +97,33 @@ async def test_one_that_writes_without_end_is_ended(state: str, engine: Any) -> 
         await until(lambda: not ours(engine, "py"))
 
 
+async def test_one_that_wrote_too_much_and_waits_is_ended(state: str) -> None:
+    async with programs(state, python()) as caller:
+        with anyio.fail_after(30):
+            much = f"import time; print('x' * {MAX_OUTPUT}, flush=True); time.sleep(3600)"
+            assert (await call(caller, much))[1].endswith("and was ended.")
+
+
+async def test_an_answer_is_never_larger_than_clients_take(state: str) -> None:
+    """A client of the SDK takes no event of more than 1 MiB, and JSON writes a NUL as six bytes."""
+    async with programs(state, python()) as caller:
+        write = f"import sys; [(s.buffer.write(b'\\0' * {MAX_OUTPUT}), s.flush()) for s in (sys.stdout, sys.stderr)]"
+        for end in ("", "; sys.exit(1)"):
+            is_error, told = await call(caller, write + end)
+            assert is_error and told.startswith("\0") and told.endswith("The rest does not fit into an answer.")
+        assert await call(caller, f"print('\u00e9' * {MAX_OUTPUT // 2 - 1})") == (
+            False,
+            "é" * (MAX_OUTPUT // 2 - 1) + "\n",
+        )
+
+
+async def test_a_schema_is_shown_as_it_was_written(state: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$$defs/b"}}, "$defs": {"b": {"type": "string"}}}
+    async with programs(state, python(docker_tools={"run": {"parameters": schema}})) as caller:
+        [tool] = await caller.list_tools()
+        assert tool.model_dump(by_alias=True)["inputSchema"]["properties"] == {"a": {"$ref": "#/$defs/b"}}
+
+
 async def test_a_call_that_is_given_up_ends_its_container(state: str, engine: Any) -> None:
     async with programs(state, python()) as caller:
         async with anyio.create_task_group() as tasks:
@@ -133,7 +160,7 @@ async def test_a_call_mounts_what_the_operator_allows_and_nothing_else(state: st
             assert is_error and "other\n" not in told, folder
         for folder in ("volume", f"{allowed}:/data:rw", "../x", "~"):
             assert await call(caller, read, "/data", folder=folder) == (
-                *(True, "The call must have an absolute path without ':' as 'folder'."),
+                *(True, "The call must have an absolute path without ':' and '..' as 'folder'."),
             )
 
 

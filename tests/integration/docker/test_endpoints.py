@@ -16,7 +16,7 @@ from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
 from tests.helpers.certificates import authority
-from tests.helpers.containers import data, ours, over_http, over_stdio, until
+from tests.helpers.containers import EVERYTHING, data, ours, over_http, over_stdio, until
 from tests.helpers.gateway import LEGACY, client, gateway_over_http, servers_toml
 from tests.helpers.own_engine import OwnEngine
 
@@ -133,3 +133,17 @@ async def docker(*words: str) -> None:
     run = subprocess.run
     done = await anyio.to_thread.run_sync(lambda: run(["docker", *words], capture_output=True, text=True, timeout=30))
     assert done.returncode == 0, done.stderr
+
+
+async def test_a_program_finds_its_input_ended_over_tls(
+    own_engine: OwnEngine, own_state: str, environment: Environment, pair: Path
+) -> None:
+    environment.setenv("DOCKER_TLS_VERIFY", "1")
+    environment.setenv("DOCKER_CERT_PATH", str(pair))
+    tools = {"read": {"args": ["-c", "import sys; print(repr(sys.stdin.read()))"]}}
+    table = over_stdio(EVERYTHING, docker_command=["python3"], docker_tools=tools)
+    toml = servers_toml({"py": table}, state_dir=own_state, docker_host=own_engine.tcp)
+    async with gateway_over_http(toml) as served, client(served.url, LEGACY) as caller:
+        with anyio.fail_after(20):
+            result = await caller.call_tool("py_read", {})
+        assert result.content[0].text == "''\n"
