@@ -133,7 +133,7 @@ async def _records(options: Any) -> AsyncIterator[Records]:
     """Those of the gateway that was named, or of the store."""
     if named := gateway_named(options):
         async with http_client() as client:
-            yield RemoteRecords(client, named.address, named.token)
+            yield RemoteRecords(client, named)
         return
     configuration = load_configuration(starting.servers_path())
     async with configured_store(configuration) as store:

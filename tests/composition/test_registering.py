@@ -201,7 +201,7 @@ async def test_a_token_comes_from_a_file_and_is_never_said(api: FakeApi, tmp_pat
     assert (await run("list", "--gateway", api.url, "--token-file", str(file))).returncode == 0
     file.write_text(SECRET)
     wrong = await run("list", "--gateway", api.url, "--token-file", str(file))
-    assert wrong.returncode == 1 and "wants a token" in wrong.stderr and SECRET not in wrong.stderr
+    assert wrong.returncode == 1 and "does not take this token" in wrong.stderr and SECRET not in wrong.stderr
     file.write_text(f"{SECRET} and more")
     broken = await run("list", "--gateway", api.url, "--token-file", str(file))
     assert broken.returncode == 2 and SECRET not in broken.stderr

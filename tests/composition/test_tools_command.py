@@ -18,6 +18,7 @@ from providers.lines import MODERN
 from tests.helpers.adding import add, called, shop
 from tests.helpers.gateway import LATEST, ROOT, gateway_over_http, in_process, servers_toml
 from tests.helpers.people import token, tokens
+from tests.helpers.site import Site, serving
 
 
 def run(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -177,14 +178,40 @@ async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> 
 
         assert "mine_echo" in (await anyio.to_thread.run_sync(ask, "ada")).stdout
         assert json.loads((await anyio.to_thread.run_sync(ask, "bob")).stdout) == []
-        stranger = await anyio.to_thread.run_sync(lambda: run(folder, "tools", "--gateway", served.url))
-        assert stranger.returncode == 1 and "APOLLOS_TOKEN" in stranger.stderr and "Traceback" not in stranger.stderr
+        empty = await anyio.to_thread.run_sync(
+            lambda: run(folder, "tools", "--gateway", served.url, APOLLOS_TOKEN=token("bob"))
+        )
+        assert empty.returncode == 1 and "Servers may still be starting" in empty.stderr
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("words", [["tools"], ["call", "mine_echo", "text=x"], ["tools", "--server", "mine"]], ids=str)
+async def test_a_gateway_that_lets_nobody_in_says_what_it_wants(folder: Path, words: list[str]) -> None:
+    async with gateway_over_http(servers_toml({"mine": in_process("everything.py")}), auth=tokens()) as served:
+
+        async def told(**environ: str) -> str:
+            done = await anyio.to_thread.run_sync(lambda: run(folder, *words, "--gateway", served.url, **environ))
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+            return done.stderr
+
+        without, wrong = await told(), await told(APOLLOS_TOKEN="wrong-one")
+        assert "wants a token. Put yours into APOLLOS_TOKEN" in without and "--token-file" in without
+        assert "does not take this token" in wrong and "--token-file" in wrong and "wrong-one" not in wrong
+        assert "Does it run?" not in without + wrong
+
+
+@pytest.mark.parametrize(("status", "text"), [(403, "does not let this token in (403)"), (404, "Is it a gateway")])
+async def test_what_else_answers_there_is_told(folder: Path, status: int, text: str) -> None:
+    async with serving(Site()) as site:
+        site.status, url = status, site.url.rpartition("/")[0]
+        done = await anyio.to_thread.run_sync(lambda: run(folder, "tools", "--gateway", url))
+    assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_gateway_that_cannot_be_asked_is_told_in_a_line(folder: Path) -> None:
     for command in (["tools"], ["call", "one_echo", "text=x"]):
         away = run(folder, *command, "--gateway", "http://127.0.0.1:1/mcp")
-        assert away.returncode == 1 and "the gateway at http://127.0.0.1:1 cannot be asked" in away.stderr
+        assert away.returncode == 1 and "the gateway at http://127.0.0.1:1 cannot be reached" in away.stderr
         wrong = run(folder, *command, "--gateway", "somewhere")
         assert wrong.returncode == 2 and "--gateway" in wrong.stderr
         lost = run(folder, *command, "--gateway", "http://127.0.0.1:1", "--token-file", str(folder / "none"))
