@@ -19,6 +19,7 @@ import anyio
 from fastmcp import Client
 from fastmcp.client.transports import StreamableHttpTransport
 
+from composition.columns import cut, in_columns, terminal_width
 from composition.cost import tokens_of
 from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
 from composition.gateway_address import NamedGateway, add_gateway_options, gateway_named, refused, unreached
@@ -237,10 +238,9 @@ async def _tools(options: Any) -> int:
         _print_json(list(forms.values()))
         return OK
     rows = [(name, _line(form)) for name, form in forms.items()]
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, described in rows:
-        sys.stdout.write(harmless(f"{name.ljust(width)}  {described}".rstrip()) + "\n")
-    if not rows:
+    if rows:
+        sys.stdout.write("\n".join(in_columns(rows, terminal_width())) + "\n")
+    else:
         sys.stderr.write(_no_tool(options))
     return OK if rows else FAILED
 
@@ -343,8 +343,7 @@ def _server(form: Json) -> str:
 
 
 def _line(form: Json) -> str:
-    described = " ".join(str(form.get("description") or "").split())
-    return described if len(described) <= _SHORT else described[: _SHORT - 1] + "…"
+    return cut(" ".join(str(form.get("description") or "").split()), _SHORT)
 
 
 def _print_json(value: Any) -> None:

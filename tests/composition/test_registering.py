@@ -89,6 +89,12 @@ def test_a_remote_server_takes_no_arguments() -> None:
         fields("x", "--url", "https://x.example", "--", "y")
 
 
+def test_a_command_is_the_program_alone_as_in_servers_toml() -> None:
+    with pytest.raises(ConfigurationError, match="must be the program alone. Write what follows it behind --"):
+        fields("t", "--command", f"{sys.executable} {SECRET}")
+    assert fields("t", "--command", "not-there with words")["command"] == "not-there with words"
+
+
 def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCS_KEY", SECRET)
     monkeypatch.setenv("X_API_KEY", "other")
