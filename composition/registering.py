@@ -245,10 +245,12 @@ def _reached_by(server: Json) -> str:
 
 
 def page(server: Json) -> str:
-    """One server, a member in each line."""
+    """One server, a member in each line. One that was never stored has no version."""
     width = max((len(key) for key in server), default=0)
     return "\n".join(
-        f"{key.ljust(width)}  {_value(value)}" for key, value in server.items() if value not in (None, [], {})
+        f"{key.ljust(width)}  {_value(value)}"
+        for key, value in server.items()
+        if value not in (None, [], {}) and (key, value) != ("version", 0)
     )
 
 

@@ -101,7 +101,7 @@ class RemoteRecords(Records):
         wrong = [f"{each.get('key') or 'the server'}: {each.get('text')}" for each in _errors(problem)]
         if answer.status == 400 and wrong:
             raise ConfigurationError(wrong)
-        raise CallerError("\n".join([detail, *wrong]))
+        raise CallerError("\n".join(["the gateway refused this:", *wrong]) if wrong else detail)
 
     def _stranger(self) -> CallerError:
         return CallerError(f"what answers at {self._gateway.address} does not look like a gateway. Check the address")

@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,7 @@ class _Tables:
     def __init__(self, document: dict[str, Any], path: Path, environ: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
         self._document, self._path, self._directory, self._environ = document, path, path.parent, environ
+        self._written_at = _written_at(path)
 
     def settings(self) -> Settings:
         """The settings of `[gateway]` and the environment; the defaults if anything is wrong with them."""
@@ -298,6 +300,7 @@ class _Tables:
         is_off = _is_false(flag)
         data, problems = (dict(written), []) if is_off else expand(written, self._environ)
         data |= {"name": name, "created_by": SERVERS_FILE, "is_enabled": flag}
+        data |= {"created_at": self._written_at, "updated_at": self._written_at}
         if isinstance(data.get("timeouts", {}), dict):
             data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
@@ -370,6 +373,14 @@ def _is_false(value: object) -> bool:
 
 def _is_variable(value: object) -> bool:
     return isinstance(value, str) and "${" in value
+
+
+def _written_at(path: Path) -> datetime:
+    """Since when its servers are as they are; nothing is told of each."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except (OSError, OverflowError, ValueError):
+        return datetime.now(UTC)
 
 
 def _is_file(path: Path) -> bool:

@@ -149,8 +149,8 @@ def checked(server: Found, configuration: Configuration, roles: Iterable[str]) -
     """The resource of a server that can be added. Its secrets may be set afterwards; nothing else may be missing.
 
     Raises:
-        ConfigurationError: it cannot run here, lacks something, has a name that is taken, or wants to see a folder that it may
-            not.
+        ConfigurationError: it cannot run here, lacks something, has a name that is taken, or wants to see a folder
+            that it may not.
     """
     if server.problem is not None:
         raise ConfigurationError(f"'{server.original}' is not runnable here: {server.problem}.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 
@@ -18,6 +20,7 @@ from providers.lines import MODERN
 from tests.helpers.adding import add, called, shop
 from tests.helpers.gateway import LATEST, ROOT, gateway_over_http, in_process, servers_toml
 from tests.helpers.people import token, tokens
+from tests.helpers.processes import eventually, is_running
 from tests.helpers.site import Site, serving
 
 
@@ -182,6 +185,31 @@ async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> 
             lambda: run(folder, "tools", "--gateway", served.url, APOLLOS_TOKEN=token("bob"))
         )
         assert empty.returncode == 1 and "Servers may still be starting" in empty.stderr
+
+
+@pytest.mark.core
+async def test_who_asks_again_waits_for_no_server(tmp_path: Path) -> None:
+    """A server that stays whatever it is told, as one in the middle of its start may."""
+    mark = tmp_path / "mark"
+    code = f"""import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open({str(mark)!r}, "w").write(f"{{os.getpid()}}\\n")
+time.sleep(600)"""
+    slow = {"command": sys.executable, "args": ["-c", code], "timeouts": {"shutdown": 100}}
+    (tmp_path / "servers.toml").write_text(servers_toml({"slow": slow}))
+    command = [sys.executable, str(ROOT / "server.py"), "call", "slow_x"]
+    places = {"APOLLOS_SERVERS": str(tmp_path / "servers.toml"), "APOLLOS_STATE_DIR": str(tmp_path / "state")}
+    async with await anyio.open_process(command, stderr=subprocess.DEVNULL, env=os.environ | places) as process:
+
+        def is_gone() -> bool:
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+            return process.returncode is not None
+
+        await eventually(lambda: mark.exists() and mark.read_text().endswith("\n"), within=30)
+        await eventually(is_gone)
+        assert process.returncode == 128 + signal.SIGINT
+    await eventually(lambda: not is_running(int(mark.read_text())))
 
 
 @pytest.mark.core

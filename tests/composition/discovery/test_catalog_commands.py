@@ -119,7 +119,6 @@ def test_a_server_that_lacks_something_is_not_added(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nowhere"], "No catalog has a server 'nowhere'. `catalog search` shows what there is."),
         (["wrong"], "'wrong' is not runnable here: its entry in the catalog is wrong: 'env' should be a valid list."),
         (["plain", "--as", "taken"], "There is a server 'taken' already. Give this one another name: --as NAME"),
         (["plain", "--as", "No_Name"], "'name' is not a server name"),
@@ -129,6 +128,13 @@ def test_a_server_that_lacks_something_is_not_added(desk: Desk) -> None:
 def test_what_cannot_be_added_says_why(desk: Desk, words: list[str], told: str) -> None:
     code, out, err = desk.run("add", *words)
     assert (code, out) == (2, "") and told in err
+
+
+def test_a_name_that_is_not_there_is_no_mistake_in_what_was_written(desk: Desk) -> None:
+    for word in ("show", "add"):
+        code, out, err = desk.run(word, "nowhere")
+        assert (code, out) == (1, "")
+        assert err == "No catalog has a server 'nowhere'. `server.py catalog search` shows what there is.\n"
 
 
 def test_a_value_without_a_key_is_not_repeated(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

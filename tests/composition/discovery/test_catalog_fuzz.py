@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from composition.discovery.catalog import read_catalog
 from composition.columns import in_columns
+from composition.discovery.catalog import read_catalog
 from composition.discovery.catalog_commands import as_json, as_toml, description
 from composition.discovery.catalog_document import Unreadable, plain_data
 from composition.discovery.catalog_resources import Given
