@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from composition import starting
+from composition.columns import in_columns
 from composition.parts import container_options, open_secrets
 from composition.servers_file import Configuration, load_configuration
 from providers import ownership
@@ -142,10 +143,7 @@ async def show(configuration: Configuration) -> int:
         table = [row for manager in known for row in await rows(configuration, manager)]
     now = datetime.now(UTC)
     lines = [_HEADER, *(row.cells(now) for row in table)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
-    for line in lines:
-        cells = (harmless(cell).ljust(width) for cell, width in zip(line, widths, strict=True))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    sys.stdout.write("\n".join(in_columns(lines)) + "\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """A gateway that runs, as a command names it: `--gateway` and `--token-file`, or APOLLOS_GATEWAY and APOLLOS_TOKEN.
 
-`registering` and `tools_command` come in; nobody is called.
+`registering`, `remote_records` and `tools_command` come in, also for what to tell a person whom it does not let in;
+nobody is called.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from providers.errors import ConfigurationError
+from providers.errors import CallerError, ConfigurationError
 
 _MAX_TOKEN = 64 * 1024
 
@@ -45,6 +46,28 @@ def gateway_named(options: Any) -> NamedGateway | None:
     """
     named = os.environ.get("APOLLOS_GATEWAY", "") if options.gateway is None else options.gateway
     return NamedGateway(address_of(named), _token_in(options.token_file)) if named else None
+
+
+def refused(gateway: NamedGateway, status: int) -> CallerError | None:
+    """Why a gateway lets nobody in, and what to do, by the status of its answer; None where that is another matter."""
+    where = "APOLLOS_TOKEN, or into a file and name that with --token-file"
+    match status:
+        case 401 if gateway.token is None:
+            what = f"wants a token. Put yours into {where}"
+        case 401:
+            what = f"does not take this token: it is wrong, has ended or was revoked. Put another one into {where}"
+        case 403:
+            what = "does not let this token in (403). Ask its operator for one that may, or for what this one lacks"
+        case 421:
+            what = "does not answer under this name (421). Use the address in its 'public_url'"
+        case _:
+            return None
+    return CallerError(f"the gateway at {gateway.address} {what}")
+
+
+def unreached(gateway: NamedGateway, reason: object) -> CallerError:
+    """For a gateway from which no answer came."""
+    return CallerError(f"the gateway at {gateway.address} cannot be reached ({reason}). Does it run?")
 
 
 def address_of(text: str) -> str:

@@ -38,11 +38,25 @@ class _Discreet(logging.Formatter):
         return _SESSION_ID.sub("…", super().format(record))
 
 
+_NAME_OF_ERROR = re.compile(r"(?: *\| )?([A-Za-z_][A-Za-z0-9_.]*)(?=:|$)")
+"""At the begin of a line of a traceback: only the error itself begins there, in a group of errors behind a bar."""
+
+
+def _first_line(text: str) -> str:
+    """Of a traceback, as uvicorn writes it when a start or an end fails, the name of the error: its words may be what
+    a user sent."""
+    first, _, rest = text.partition("\n")
+    if "Traceback (most recent call last)" not in first:
+        return first
+    name = next((found[1] for line in rest.split("\n") if (found := _NAME_OF_ERROR.match(line))), "an error")
+    return f"failed with {name} (its own words are left out: they may hold what a user sent)"
+
+
 def _without_what_users_send(record: logging.LogRecord) -> bool:
     """Libraries write the arguments and results of calls into their debug lines, into what follows the first line of a
     warning, and into tracebacks; at any level one line of theirs says that something happened."""
     if record.name.partition(".")[0] in OWN:
         return True
     record.exc_info, record.exc_text = None, None
-    record.msg, record.args = record.getMessage().partition("\n")[0], None
+    record.msg, record.args = _first_line(record.getMessage()), None
     return record.levelno >= logging.INFO

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from composition.api.shapes import shown
+from composition.record_rules import refused_folders
 from composition.servers_file import Configuration
 from composition.stores import MEMORY, default_store, store_at
 from composition.tables import Problem, check
@@ -140,6 +141,8 @@ class StoreRecords(Records):
         resource, problems = check(McpServerResource, data, given, known)
         if resource is None or problems:
             raise ConfigurationError([_sentence(problem) for problem in problems])
+        if refused := refused_folders(resource, self._configuration.settings, self._configuration.path):
+            raise ConfigurationError(refused)
         return resource
 
 

@@ -17,7 +17,9 @@ from functools import partial
 from typing import Any
 
 from composition import starting
+from composition.columns import in_columns, terminal_width
 from composition.gateway_address import add_gateway_options, gateway_named
+from composition.record_rules import is_command_line
 from composition.records import Records, StoreRecords, configured_store
 from composition.remote_records import RemoteRecords
 from composition.servers_file import load_configuration
@@ -133,7 +135,7 @@ async def _records(options: Any) -> AsyncIterator[Records]:
     """Those of the gateway that was named, or of the store."""
     if named := gateway_named(options):
         async with http_client() as client:
-            yield RemoteRecords(client, named.address, named.token)
+            yield RemoteRecords(client, named)
         return
     configuration = load_configuration(starting.servers_path())
     async with configured_store(configuration) as store:
@@ -151,6 +153,10 @@ def fields_of(options: Any) -> dict[str, Any]:
     """
     if options.url is not None and options.after:
         raise ConfigurationError("a remote server takes no arguments. Leave out what follows --")
+    if options.program is not None and is_command_line(options.program):
+        raise ConfigurationError(
+            "--command: must be the program alone. Write what follows it behind --: --command PROGRAM -- ARGUMENTS"
+        )
     return {
         "name": options.name,
         "url": options.url,
@@ -216,11 +222,7 @@ def harmless_lines(text: str) -> str:
 
 def table(servers: list[Json]) -> str:
     """The servers in columns."""
-    rows = [_COLUMNS, *(_row(server) for server in servers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(in_columns([_COLUMNS, *(_row(server) for server in servers)], terminal_width()))
 
 
 def _row(server: Json) -> tuple[str, ...]:
@@ -233,7 +235,7 @@ def _row(server: Json) -> tuple[str, ...]:
         server.get("source") or "-",
         _reached_by(server),
     )
-    return tuple(harmless(" ".join(str(cell).split())) for cell in cells)
+    return tuple(" ".join(str(cell).split()) for cell in cells)
 
 
 def _reached_by(server: Json) -> str:
@@ -243,10 +245,12 @@ def _reached_by(server: Json) -> str:
 
 
 def page(server: Json) -> str:
-    """One server, a member in each line."""
+    """One server, a member in each line. One that was never stored has no version."""
     width = max((len(key) for key in server), default=0)
     return "\n".join(
-        f"{key.ljust(width)}  {_value(value)}" for key, value in server.items() if value not in (None, [], {})
+        f"{key.ljust(width)}  {_value(value)}"
+        for key, value in server.items()
+        if value not in (None, [], {}) and (key, value) != ("version", 0)
     )
 
 

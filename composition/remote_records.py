@@ -14,6 +14,7 @@ from urllib.parse import quote
 from pydantic.alias_generators import to_camel
 
 from composition.api.shapes import image_parts
+from composition.gateway_address import NamedGateway, refused, unreached
 from composition.records import Records
 from providers.endpoint import Answer, HttpClient, exchange
 from providers.errors import CallerError, ConfigurationError
@@ -26,12 +27,11 @@ _MERGE_PATCH = "application/merge-patch+json"
 class RemoteRecords(Records):
     """
     Args:
-        gateway: its address, as `gateway_address` gives it.
-        token: who asks; None where the gateway authenticates nobody.
+        gateway: where it is, and who asks.
     """
 
-    def __init__(self, client: HttpClient, gateway: str, token: str | None) -> None:
-        self._client, self._gateway, self._token = client, gateway, token
+    def __init__(self, client: HttpClient, gateway: NamedGateway) -> None:
+        self._client, self._gateway = client, gateway
 
     async def all(self) -> list[Json]:
         found = self._read(await self._ask("GET", "/adapters"), list)
@@ -62,8 +62,8 @@ class RemoteRecords(Records):
 
     async def _ask(self, method: str, path: str, *, body: Any = None, only_if: str | None = None) -> Answer:
         headers = {"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
+        if self._gateway.token is not None:
+            headers["Authorization"] = f"Bearer {self._gateway.token}"
         if only_if is not None:
             headers["If-Match"] = only_if
         if body is not None:
@@ -71,10 +71,10 @@ class RemoteRecords(Records):
         sent = None if body is None else json.dumps(body).encode()
         try:
             return await exchange(
-                self._client, method, self._gateway + path, headers=headers, body=sent, seconds=_SECONDS
+                self._client, method, self._gateway.address + path, headers=headers, body=sent, seconds=_SECONDS
             )
         except OSError as error:
-            raise CallerError(f"the gateway at {self._gateway} cannot be asked: {error}. Does it run?") from None
+            raise unreached(self._gateway, error) from None
 
     def _read(self, answer: Answer, kind: type[Any]) -> Any:
         self._check(answer)
@@ -92,20 +92,19 @@ class RemoteRecords(Records):
         if answer.status < 300:
             return
         problem = _json(answer)
-        if answer.status == 401:
-            raise CallerError(
-                f"the gateway at {self._gateway} wants a token, or does not know this one. Put it into APOLLOS_TOKEN, "
-                "or into a file and name that with --token-file"
-            )
-        if not isinstance(problem, dict) or not isinstance(detail := problem.get("detail"), str):
+        is_told = isinstance(problem, dict) and isinstance(problem.get("detail"), str)
+        if (answer.status == 401 or not is_told) and (error := refused(self._gateway, answer.status)):
+            raise error
+        if not is_told:
             raise self._stranger()
-        wrong = [f"{each.get('key')}: {each.get('text')}" for each in _errors(problem)]
+        detail = problem["detail"]
+        wrong = [f"{each.get('key') or 'the server'}: {each.get('text')}" for each in _errors(problem)]
         if answer.status == 400 and wrong:
             raise ConfigurationError(wrong)
-        raise CallerError("\n".join([detail, *wrong]))
+        raise CallerError("\n".join(["the gateway refused this:", *wrong]) if wrong else detail)
 
     def _stranger(self) -> CallerError:
-        return CallerError(f"what answers at {self._gateway} does not look like a gateway. Check the address")
+        return CallerError(f"what answers at {self._gateway.address} does not look like a gateway. Check the address")
 
 
 def _path(name: str) -> str:

@@ -10,8 +10,9 @@ from typing import TextIO
 
 import anyio
 
-from composition.gateway import Gateway
+from composition.gateway import Gateway, GatewayState
 from composition.mount import Mount
+from providers.errors import BackendResting
 from providers.hardening import relaxations
 from providers.resource import McpServerResource, TransportType
 
@@ -58,7 +59,11 @@ async def _connect(
         tell(Report(name, transport, "ok", len(mount.offer(listing).tools), took, relaxed))
         return
     error = mount.catalogue.error(caller)
-    problem = error.problem if error else "gave no answer."
+    if gateway.state is not GatewayState.RUNNING:
+        return  # it failed because the gateway ends, which says nothing about it
+    problem = "gave no answer."
+    if error is not None:
+        problem = error.reason if isinstance(error, BackendResting) else error.problem
     tell(Report(name, transport, "failed", None, took, problem))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from anyio import to_thread
 
+from composition.columns import in_columns
 from composition.parts import open_secrets
 from composition.records import configured_store
 from composition.servers_file import Configuration, load_configuration
@@ -66,7 +67,7 @@ def _remove(options: Any) -> int:
     store = _store()
     if store.remove(options.name, _owner(options)):
         return OK
-    sys.stderr.write(f"'{options.name}' is not in the {store.keeper}. `secret list` shows what there is.\n")
+    sys.stderr.write(f"'{options.name}' is not in the {store.keeper}. `server.py secret list` shows what there is.\n")
     return FAILED
 
 
@@ -98,10 +99,7 @@ async def _list_all(options: Any, configuration: Configuration) -> int:
         return OK
     cells = [["NAME", "FROM", "OF", "NEEDED BY"]]
     cells += [[row["name"], row["source"] or "missing", row["owner"] or "-", ", ".join(row["servers"])] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    for line in cells:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    sys.stdout.write("\n".join(in_columns(cells)) + "\n")
     return OK
 
 

@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import threading
 import tomllib
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 from watchfiles import watch
 
-from composition.settings import OWN_SERVER, Settings, ToolListing, read_settings, unseen
+from composition.record_rules import folder_problems, is_command_line
+from composition.settings import OWN_SERVER, Settings, ToolListing, read_settings
 from composition.tables import Key, Problem, check, did_you_mean, expand, key_lines, unknown_key, value_at, without
 from providers.errors import ConfigurationError
-from providers.mounts import volume_problems
 from providers.reach import TransportType, reach_problem
 from providers.resource import SERVERS_FILE, McpServerResource, Timeouts, ToolRules
 
@@ -231,6 +231,7 @@ class _Tables:
     def __init__(self, document: dict[str, Any], path: Path, environ: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
         self._document, self._path, self._directory, self._environ = document, path, path.parent, environ
+        self._written_at = _written_at(path)
 
     def settings(self) -> Settings:
         """The settings of `[gateway]` and the environment; the defaults if anything is wrong with them."""
@@ -299,13 +300,12 @@ class _Tables:
         is_off = _is_false(flag)
         data, problems = (dict(written), []) if is_off else expand(written, self._environ)
         data |= {"name": name, "created_by": SERVERS_FILE, "is_enabled": flag}
+        data |= {"created_at": self._written_at, "updated_at": self._written_at}
         if isinstance(data.get("timeouts", {}), dict):
             data["timeouts"] = settings.timeouts.model_dump() | data.get("timeouts", {})
         problems += [*_reach(written), *self._files(data, is_off), *self._command(data, is_off)]
         if not is_off and isinstance(volumes := data.get("docker_volumes"), list):
-            private = unseen(settings, self._path)
-            looked = volume_problems(volumes, self._directory, settings.docker_allowed_paths, private)
-            problems += [Problem(("docker_volumes", place), text) for place, text in looked]
+            problems += folder_problems(volumes, settings, self._path)
         resource, found = check(McpServerResource, data, written, problems)
         unread = [problem.key for problem in found if problem.key and _is_variable(value_at(written, problem.key))]
         if is_off and unread:  # a number or a choice that only a variable holds: its default will do
@@ -330,11 +330,8 @@ class _Tables:
         return [Problem(("python",), f"names a file that is not there. Its path begins at {self._directory}")]
 
     def _command(self, data: dict[str, Any], is_off: bool) -> list[Problem]:
-        command, path = data.get("command"), self._environ.get("PATH")
-        if is_off or not isinstance(command, str) or shutil.which(command, path=path):
-            return []
-        program, *rest = command.split() or [""]
-        if not rest or not shutil.which(program, path=path):
+        command = data.get("command")
+        if is_off or not isinstance(command, str) or not is_command_line(command, self._environ.get("PATH")):
             return []
         return [Problem(("command",), "must be the program alone. Write what follows it in args = […]")]
 
@@ -376,6 +373,14 @@ def _is_false(value: object) -> bool:
 
 def _is_variable(value: object) -> bool:
     return isinstance(value, str) and "${" in value
+
+
+def _written_at(path: Path) -> datetime:
+    """Since when its servers are as they are; nothing is told of each."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except (OSError, OverflowError, ValueError):
+        return datetime.now(UTC)
 
 
 def _is_file(path: Path) -> bool:

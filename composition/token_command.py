@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from composition.columns import in_columns
 from composition.servers_file import load_configuration
 from composition.starting import FAILED, OK, servers_path
 from providers.errors import ConfigurationError
@@ -80,10 +81,7 @@ def _day(moment: datetime) -> str:
 def _list(options: argparse.Namespace) -> int:
     file = _file()
     rows = [_HEADER, *map(_row, file.read() if file.path.exists() else [])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    sys.stdout.write("\n".join(in_columns(rows)) + "\n")
     return OK
 
 

@@ -19,9 +19,10 @@ import anyio
 from fastmcp import Client
 from fastmcp.client.transports import StreamableHttpTransport
 
+from composition.columns import cut, in_columns, terminal_width
 from composition.cost import tokens_of
 from composition.gateway import SERVE_MAX_CONNECTIONS, Gateway
-from composition.gateway_address import NamedGateway, add_gateway_options, gateway_named
+from composition.gateway_address import NamedGateway, add_gateway_options, gateway_named, refused, unreached
 from composition.names import ALONE, OWN_NAMES, SEPARATOR, Names, Namespace
 from composition.ranking import ToolIndex, rank
 from composition.settings import OWN_SERVER, ToolListing
@@ -29,12 +30,14 @@ from composition.starting import FAILED, MISCONFIGURED, OK, gateway_from_environ
 from composition.tables import did_you_mean
 from composition.view import LATE
 from providers.container_log import harmless
+from providers.endpoint import exchange, http_client
 from providers.errors import CallerError
 from providers.lines import Json, MCPError
 
 _SHORT = 80
 _START_SECONDS, _ALONE_SECONDS, _LOOK_EVERY = 6.0, 60.0, 0.25
 """How long a server is waited for of which others are shown meanwhile, and one that is asked for alone."""
+_WHY_SECONDS = 5.0
 _NAMED = re.compile(r"^- ([a-z0-9-]+): ", re.M)
 """The servers in the gateway's instructions."""
 
@@ -151,11 +154,27 @@ async def _reached(named: NamedGateway, path: str) -> AsyncIterator[Client[Any]]
         try:
             await stack.enter_async_context(client)
         except Exception as error:  # noqa: BLE001 - each line's HTTP library raises errors of its own
-            raise CallerError(
-                f"the gateway at {named.address} cannot be asked ({_first_line(error)}). Does it run? Where it wants a "
-                "token, put that into APOLLOS_TOKEN, or into a file and name that with --token-file"
-            ) from None
+            raise await _why_not(named, path, _first_line(error)) from None
         yield client
+
+
+async def _why_not(named: NamedGateway, path: str, told: str) -> CallerError:
+    """Why a gateway is of no use. FastMCP's client hides the status of what it was answered, so it is asked once more.
+
+    Args:
+        told: what the client made of it.
+    """
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    if named.token is not None:
+        headers["Authorization"] = f"Bearer {named.token}"
+    url = f"{named.address}{path}"
+    try:
+        async with http_client() as http:
+            answer = await exchange(http, "POST", url, headers=headers, body=b"{}", seconds=_WHY_SECONDS)
+    except OSError as error:
+        return unreached(named, error)
+    what = f"what answers at {named.address} does not speak MCP with us ({told}). Is it a gateway, and does it run?"
+    return refused(named, answer.status) or CallerError(what)
 
 
 def _first_line(error: Exception) -> str:
@@ -219,12 +238,21 @@ async def _tools(options: Any) -> int:
         _print_json(list(forms.values()))
         return OK
     rows = [(name, _line(form)) for name, form in forms.items()]
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, described in rows:
-        sys.stdout.write(harmless(f"{name.ljust(width)}  {described}".rstrip()) + "\n")
-    if not rows:
-        sys.stderr.write(f"server '{options.server}' shows no tool.\n" if options.server else "No tool.\n")
+    if rows:
+        sys.stdout.write("\n".join(in_columns(rows, terminal_width())) + "\n")
+    else:
+        sys.stderr.write(_no_tool(options))
     return OK if rows else FAILED
+
+
+def _no_tool(options: Any) -> str:
+    if options.search:
+        return "No tool has these words. Try fewer.\n"
+    if options.server:
+        return f"server '{options.server}' shows no tool.\n"
+    if gateway_named(options):
+        return "No tool that you may use. Servers may still be starting: try again in a moment.\n"
+    return "No tool. 'server.py check' says which servers there are, and why one shows none.\n"
 
 
 def _print_cost(forms: dict[str, Json], *, as_json: bool) -> int:
@@ -315,8 +343,7 @@ def _server(form: Json) -> str:
 
 
 def _line(form: Json) -> str:
-    described = " ".join(str(form.get("description") or "").split())
-    return described if len(described) <= _SHORT else described[: _SHORT - 1] + "…"
+    return cut(" ".join(str(form.get("description") or "").split()), _SHORT)
 
 
 def _print_json(value: Any) -> None:

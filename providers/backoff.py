@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from providers.errors import BackendError, BackendUnavailable
+from providers.errors import BackendError, BackendResting
 
 _FIRST_DELAY = 0.5
 _BROKEN_AFTER = 5
@@ -97,8 +97,8 @@ class Backoff:
             return None
         again = f"is tried again in {max(1, round(rest))} s" if rest else "is being tried again"
         often = "once" if trouble.failures == 1 else f"{trouble.failures} times in a row"
-        return BackendUnavailable(
+        return BackendResting(
             trouble.error.server,
             f"failed {often} and {again}. Last reason: {trouble.error.problem}",
-            not_sent=True,
+            reason=trouble.error.problem,
         )

@@ -83,6 +83,19 @@ class BackendUnavailable(BackendError):
     """Raised when no session with the backend can be opened, or an open one ended before the answer came."""
 
 
+class BackendResting(BackendUnavailable):
+    """Raised while a server that failed is left alone; `reason` is why it failed, and nothing else."""
+
+    def __init__(self, server: str, problem: str, *, not_sent: bool = True, reason: str = "") -> None:
+        self.reason = reason or problem
+        super().__init__(server, problem, not_sent=not_sent)
+
+    def again(self, *, not_sent: bool | None = None) -> Self:
+        return type(self)(
+            self.server, self.problem, not_sent=self.not_sent if not_sent is None else not_sent, reason=self.reason
+        )
+
+
 class BackendLost(BackendUnavailable):
     """Raised when the connection ended after a request was sent and before its answer came. The backend may have
     carried it out, so only what may be done twice is sent again."""

@@ -42,6 +42,8 @@ SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way
 _ENDING = ((0, 0.5), (signal.SIGTERM, 0.25), (SIGKILL, 0.25))
 """What is sent to a process that is to end, and the share of the shutdown deadline that it then has. First
 nothing: its input has ended, and that is how MCP says goodbye."""
+_ENDING_EARLY = ((0, 0.1), (signal.SIGTERM, 0.65), (SIGKILL, 0.25))
+"""The same for one that still starts: it may not read its input yet, and then does not see that this has ended."""
 
 _POLL = 0.02
 
@@ -266,10 +268,14 @@ class ProcessGroup:
     def how_it_ended(self, returncode: int) -> str:
         return f"exit code {returncode}" if returncode >= 0 else f"killed by signal {-returncode}"
 
-    async def end(self, deadline: float) -> None:
-        """See it out within `deadline` seconds. Its input has been closed."""
+    async def end(self, deadline: float, *, is_starting: bool = False) -> None:
+        """See it out within `deadline` seconds. Its input has been closed.
+
+        Args:
+            is_starting: it has said nothing yet.
+        """
         try:
-            for signum, share in _ENDING:
+            for signum, share in _ENDING_EARLY if is_starting else _ENDING:
                 self.signal(signum)
                 with anyio.move_on_after(deadline * share):
                     while self.signal(0):  # noqa: ASYNC110  # who waits for it may be cancelled when the loop ends

@@ -171,7 +171,7 @@ class StdioWire(Wire):
         """End the process and everything that it started, within `shutdown` seconds; never raises."""
         self._stop_traffic()
         try:
-            await self._group.end(shutdown)
+            await self._group.end(shutdown, is_starting=not self._has_spoken)
             if self._process.returncode is None and not self._group.gone.is_set():  # asyncio hears of it later
                 logger.warning("server '%s': process %d could not be ended", self.server, self._process.pid)
             else:

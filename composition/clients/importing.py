@@ -18,10 +18,13 @@ from composition.clients.kinds import Client
 from composition.clients.reading import ClientFile, Entry, read_client_file
 from composition.clients.secret_keeping import SecretKeeper
 from composition.clients.servers_writing import add_servers, problem_with, servers_in, toml_of
+from composition.discovery.found import fitting_name
 
 _REFERENCE = re.compile(r"\$\{secret:([^{}]*)\}")
 _REACH = ("command", "args", "cwd", "url", "docker_image", "docker_command", "python", "env", "headers")
 """What makes two servers the same one. Variables and headers do too: they often say whose account it is."""
+_VERBS = ("run", "exec", "tool", "x", "dlx")
+"""Of what runs packages, in front of the package."""
 
 
 class Step(StrEnum):
@@ -99,12 +102,17 @@ def plan_import(
     return Plan(
         file,
         servers_toml,
-        tuple(_planned(entry, file, servers_toml, there[entry.original], environ) for entry in file.entries),
+        tuple(_planned(entry, file, servers_toml, known, there[entry.original], environ) for entry in file.entries),
     )
 
 
 def _planned(
-    entry: Entry, file: ClientFile, servers_toml: Path, there: str | None, environ: Mapping[str, str]
+    entry: Entry,
+    file: ClientFile,
+    servers_toml: Path,
+    known: Mapping[str, Mapping[str, Any]],
+    there: str | None,
+    environ: Mapping[str, str],
 ) -> Planned:
     if entry.problem:
         return Planned(entry, Step.REFUSED, entry.problem)
@@ -113,7 +121,25 @@ def _planned(
     if there:
         return Planned(entry, Step.KNOWN, f"as {there}")
     problem = problem_with(servers_toml, _toml(entry, file), environ)
-    return Planned(entry, Step.REFUSED, problem) if problem else Planned(entry, Step.ADD)
+    return Planned(entry, Step.REFUSED, problem) if problem else Planned(entry, Step.ADD, _named_beside(entry, known))
+
+
+def _named_beside(entry: Entry, known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why an entry gets another name than its own, and whether it is there already with other words behind it."""
+    told = []
+    if entry.name != (own := fitting_name(entry.original)) and own in known:
+        told.append(f"the name '{own}' is taken")
+    if same := [name for name, other in known.items() if _package(other) == _package(entry.table)]:
+        told.append(f"'{same[0]}' is the same one already, with other arguments, variables or headers")
+    return "; ".join(told)
+
+
+def _package(table: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a server is, whatever it is told: its image, its address, or its program with the first word behind it."""
+    words = [
+        word for word in table.get("args") or () if isinstance(word, str) and word[:1] != "-" and word not in _VERBS
+    ]
+    return table.get("docker_image"), table.get("url"), table.get("python"), table.get("command"), words[:1]
 
 
 def carry_out(plan: Plan, keeper: SecretKeeper | None, environ: Mapping[str, str] = os.environ) -> Outcome:

@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any
 
 from composition import starting
+from composition.columns import cut, in_columns, terminal_width
 from composition.discovery.cache import DocumentCache, cache_folder
 from composition.discovery.catalog_resources import Given
 from composition.discovery.catalog_search import ranked
 from composition.discovery.catalog_sources import Shelf, load
 from composition.discovery.found import Found, Need, NeedKind, State
 from composition.parts import open_secrets
+from composition.record_rules import refused_folders
 from composition.records import StoreRecords, configured_store
 from composition.servers_file import Configuration, load_configuration
 from composition.tables import check
@@ -96,7 +98,7 @@ async def _search(configuration: Configuration, shelf: Shelf, options: Any) -> i
     if options.json:
         _print_json([as_json(server) for server in shown])
         return starting.OK
-    for line in table([_HEADER, *(_cells(server) for server in shown)]):
+    for line in in_columns([_HEADER, *(_cells(server) for server in shown)], terminal_width()):
         _print(line)
     if len(found) > len(shown):
         _say(f"{len(found) - len(shown)} more. Use --limit, or more words.")
@@ -106,7 +108,7 @@ async def _search(configuration: Configuration, shelf: Shelf, options: Any) -> i
 
 
 def _cells(server: Found) -> tuple[str, ...]:
-    return server.name, server.kind, str(server.state), _shortened(server.description or server.title)
+    return server.name, server.kind, str(server.state), cut(server.description or server.title, _WIDTH)
 
 
 async def _show(configuration: Configuration, shelf: Shelf, options: Any) -> int:
@@ -114,7 +116,7 @@ async def _show(configuration: Configuration, shelf: Shelf, options: Any) -> int
     if options.json:
         _print_json(as_json(server))
         return starting.OK
-    for line in description(server):
+    for line in description(server, terminal_width()):
         _print(line)
     return starting.OK
 
@@ -147,7 +149,8 @@ def checked(server: Found, configuration: Configuration, roles: Iterable[str]) -
     """The resource of a server that can be added. Its secrets may be set afterwards; nothing else may be missing.
 
     Raises:
-        ConfigurationError: it cannot run here, lacks something, or has a name that is taken.
+        ConfigurationError: it cannot run here, lacks something, has a name that is taken, or wants to see a folder
+            that it may not.
     """
     if server.problem is not None:
         raise ConfigurationError(f"'{server.original}' is not runnable here: {server.problem}.")
@@ -159,6 +162,8 @@ def checked(server: Found, configuration: Configuration, roles: Iterable[str]) -
     resource, problems = check(McpServerResource, table, table)
     if resource is None:
         raise ConfigurationError([f"'{'.'.join(map(str, problem.key or ()))}' {problem.text}" for problem in problems])
+    if refused := refused_folders(resource, configuration.settings, configuration.path):
+        raise ConfigurationError(refused)
     return resource
 
 
@@ -178,7 +183,7 @@ async def save(configuration: Configuration, resource: McpServerResource) -> lis
         if store is None:
             return [f"# put this into {starting.servers_path().name}", *as_toml(resource)]
         await StoreRecords(configuration, store, local_identity()).put(resource)
-    return [f"'{resource.name}' is added. A gateway that runs with this store has it now; `list` shows it."]
+    return [f"'{resource.name}' is added. A gateway that runs with this store has it now; `server.py list` shows it."]
 
 
 def secrets_to_set(configuration: Configuration, server: Found) -> list[str]:
@@ -186,9 +191,9 @@ def secrets_to_set(configuration: Configuration, server: Found) -> list[str]:
     told too: two names may share one environment variable."""
     kept = open_secrets(configuration.settings)
     return [
-        f"It needs a secret before its first call. Set it with: secret set {need.name}"
+        f"It needs a secret before its first call. Set it with: server.py secret set {need.name}"
         if kept.get(need.name) is None
-        else f"It gets the secret {need.name}, which is set already. `secret list` shows where."
+        else f"It gets the secret {need.name}, which is set already. `server.py secret list` shows where."
         for need in server.missing
         if need.kind is NeedKind.SECRET
     ]
@@ -222,15 +227,19 @@ def _need_as_json(need: Need) -> dict[str, Any]:
     return {field: getattr(need, field) for field in fields}
 
 
-def description(server: Found) -> list[str]:
-    """A server for people, line by line."""
-    lines = [f"{server.name}: {server.title}", _shortened(server.description, 500), "", server.in_one_line()]
+def description(server: Found, width: int | None = None) -> list[str]:
+    """A server for people, line by line.
+
+    Args:
+        width: of the table of what it needs; None: as wide as that is.
+    """
+    lines = [f"{server.name}: {server.title}", cut(server.description, 500), "", server.in_one_line()]
     if server.needs:
         rows: list[tuple[str, ...]] = [("", "NAME", "TYPE", "", "WHAT IT IS")]
         rows += [
-            (str(need.kind), need.name, need.type, _how(need), _shortened(need.description)) for need in server.needs
+            (str(need.kind), need.name, need.type, _how(need), cut(need.description, _WIDTH)) for need in server.needs
         ]
-        lines += ["", *table(rows)]
+        lines += ["", *in_columns(rows, width)]
     if server.tools:
         lines += ["", f"tools: {', '.join(server.tools)}"]
     lines += ["", *server.notes] if server.notes else []
@@ -245,15 +254,6 @@ def _how(need: Need) -> str:
     if need.default is not None:
         return f"default {need.default}"
     return "needed" if need.is_required else "optional"
-
-
-def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows in columns that are as wide as they have to be; the last one ends where its text ends."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-        for row in rows
-    ]
 
 
 def as_toml(resource: McpServerResource) -> list[str]:
@@ -289,10 +289,6 @@ def _toml(value: Any) -> str:
             return "[" + ", ".join(map(_toml, value)) + "]"
         case _:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _shortened(text: str, width: int = _WIDTH) -> str:
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
 def _print(line: str) -> None:

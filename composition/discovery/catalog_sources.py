@@ -18,7 +18,7 @@ from composition.discovery.catalog import Catalog, Entry, read_catalog
 from composition.discovery.catalog_document import Unreadable
 from composition.discovery.catalog_resources import NOTHING, Given, converted
 from composition.discovery.found import Found, Source, told_apart
-from providers.errors import ConfigurationError, GatewayError
+from providers.errors import CallerError, ConfigurationError, GatewayError
 
 DOCKER_CATALOG = "https://desktop.docker.com/mcp/catalog/v3/catalog.yaml"
 """The one that Docker publishes, which is read where the operator names none."""
@@ -62,12 +62,13 @@ class Shelf:
             called: what it is to be called with us, if not as in lists.
 
         Raises:
-            ConfigurationError: there is none, or what was given does not fit it.
+            CallerError: there is none.
+            ConfigurationError: what was given does not fit it.
         """
         names = self.names()
         original = name if name in names else next((each for each, ours in names.items() if ours == name), None)
         if original is None:
-            raise ConfigurationError(f"No catalog has a server '{name}'. `catalog search` shows what there is.")
+            raise CallerError(f"No catalog has a server '{name}'. `server.py catalog search` shows what there is.")
         ours = called or names[original]
         if original in self.problems:
             return self._wrong(original, ours)

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 from composition.discovery.cache import DocumentCache, DocumentUnavailable
 from composition.discovery.registry_document import ServerDocument, Unreadable, read_server
-from providers.errors import ConfigurationError
+from providers.errors import CallerError
 
 OFFICIAL = "https://registry.modelcontextprotocol.io"
 
@@ -66,7 +66,7 @@ class RegistryClient:
         """One server.
 
         Raises:
-            ConfigurationError: the registry has no such server, or no such version.
+            CallerError: the registry has no such server, or no such version.
             DocumentUnavailable: the registry does not answer, and there is no copy of an earlier answer.
         """
         url = f"{self._url}/v0.1/servers/{quote(name, safe='')}/versions/{quote(version, safe='')}"
@@ -76,7 +76,7 @@ class RegistryClient:
             if not error.is_missing:
                 raise
         which = "" if version == "latest" else f" in version '{version}'"
-        raise ConfigurationError(f"the registry has no server '{name}'{which}. Look for it: server.py registry search")
+        raise CallerError(f"the registry has no server '{name}'{which}. Look for it: server.py registry search")
 
     async def _page(self, word: str, cursor: str, limit: int) -> _Page:
         size = max(1, min(_PAGE, limit if not word else _PAGE))

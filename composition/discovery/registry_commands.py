@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from composition import starting
+from composition.columns import in_columns, terminal_width
 from composition.discovery.cache import DocumentCache, DocumentUnavailable, cache_folder
-from composition.discovery.catalog_commands import as_json, checked, description, save, secrets_to_set, table
+from composition.discovery.catalog_commands import as_json, checked, description, save, secrets_to_set
 from composition.discovery.registry_client import RegistryClient
 from composition.discovery.registry_inputs import Values
 from composition.discovery.registry_packages import best_way, ways
@@ -25,7 +26,7 @@ from providers.errors import ConfigurationError
 from providers.resource import NAME_PATTERN
 
 _HEADER = ("NAME", "VERSION", "KIND", "STATE")
-_WIDTH = 100
+_WIDTH, _INDENT = 100, "  "
 
 Run = Callable[[Configuration, RegistryClient, Any], Awaitable[int]]
 
@@ -82,7 +83,7 @@ async def _search(configuration: Configuration, client: RegistryClient, options:
         return starting.OK
     rows: list[tuple[str, ...]] = [_HEADER]
     rows += [(each.original, each.version, each.kind, each.in_one_line()[:_WIDTH]) for each in found]
-    for line in table(rows):
+    for line in in_columns(rows, terminal_width()):
         _print(line)
     for note in answer.notes:
         _say(note)
@@ -100,10 +101,11 @@ async def _show(configuration: Configuration, client: RegistryClient, options: A
     if options.json:
         _print_json([as_json(each) for each in found])
         return starting.OK
+    width = terminal_width()
     for each in found:
         _print(f"{each.original} {each.version}, {each.kind}")
-        for line in description(each):
-            _print(f"  {line}".rstrip())
+        for line in description(each, width and width - len(_INDENT)):
+            _print(f"{_INDENT}{line}".rstrip())
     return starting.OK if found else starting.FAILED
 
 

@@ -11,6 +11,33 @@ from tests.helpers.gateway import ROOT
 
 pytestmark = pytest.mark.core
 
+TRACEBACK = """
+from composition.logs import log_to_stderr
+import logging, traceback
+log_to_stderr("warning")
+def fail():
+    raise {error}
+try:
+    fail()
+except BaseException:
+    logging.getLogger("uvicorn.error").error(traceback.format_exc())
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        ("ConnectionError('canary\\ncanary: more')", "ConnectionError"),
+        ("ExceptionGroup('canary', [ValueError('canary')])", "ExceptionGroup"),
+        ("KeyError", "KeyError"),
+    ],
+)
+def test_a_traceback_that_a_library_writes_is_one_line_with_the_errors_name(error: str, name: str) -> None:
+    command = [sys.executable, "-c", TRACEBACK.format(error=error)]
+    (line,) = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr.splitlines()
+    assert f"uvicorn.error: failed with {name} (" in line and "canary" not in line
+
+
 SAID = """
 import logging
 from composition.logs import log_to_stderr

@@ -55,6 +55,13 @@ async def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_stored() 
     assert not await store.list_all()
 
 
+async def test_a_folder_that_no_container_may_see_is_refused_before_it_is_stored() -> None:
+    desk, store = records()
+    with pytest.raises(ConfigurationError, match=r"docker_volumes item 1: leads to '/etc'.* no container may see that"):
+        await desk.add({"name": "box", "docker_image": "x", "docker_volumes": ("/etc:/data",)})
+    assert not await store.list_all()
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [

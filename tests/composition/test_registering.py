@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from composition import registering
 from composition.cli import parse
 from composition.gateway_address import address_of
 from providers.errors import ConfigurationError
-from tests.helpers.fake_api import TOKEN, FakeApi, fake_api
+from tests.helpers.fake_api import TOKEN, FakeApi, fake_api, problem
 from tests.helpers.ports import dead_port
 
 pytestmark = pytest.mark.core
@@ -87,6 +88,12 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str], capsys: pytest.Ca
 def test_a_remote_server_takes_no_arguments() -> None:
     with pytest.raises(ConfigurationError, match="takes no arguments"):
         fields("x", "--url", "https://x.example", "--", "y")
+
+
+def test_a_command_is_the_program_alone_as_in_servers_toml() -> None:
+    with pytest.raises(ConfigurationError, match=r"must be the program alone\. Write what follows it behind --"):
+        fields("t", "--command", f"{sys.executable} {SECRET}")
+    assert fields("t", "--command", "not-there with words")["command"] == "not-there with words"
 
 
 def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +196,12 @@ async def test_a_refusal_is_told_in_words(api: FakeApi, arguments: list[str], co
     assert (done.returncode, done.stdout) == (code, "") and text in done.stderr
 
 
+async def test_what_is_not_this_users_to_set_is_told_itself(api: FakeApi) -> None:
+    api.refusal = problem(403, "… 'errors' lists them.", [{"key": "command", "text": "is for operators"}])
+    done = await run("add", "x", "--command", "y", "--gateway", api.url, APOLLOS_TOKEN=TOKEN)
+    assert (done.returncode, done.stderr) == (1, "the gateway refused this:\ncommand: is for operators\n")
+
+
 async def test_who_was_faster_is_not_overwritten(api: FakeApi) -> None:
     api.is_overtaken = True
     done = await run("enable", "files", "--gateway", api.url, APOLLOS_TOKEN=TOKEN)
@@ -201,7 +214,7 @@ async def test_a_token_comes_from_a_file_and_is_never_said(api: FakeApi, tmp_pat
     assert (await run("list", "--gateway", api.url, "--token-file", str(file))).returncode == 0
     file.write_text(SECRET)
     wrong = await run("list", "--gateway", api.url, "--token-file", str(file))
-    assert wrong.returncode == 1 and "wants a token" in wrong.stderr and SECRET not in wrong.stderr
+    assert wrong.returncode == 1 and "does not take this token" in wrong.stderr and SECRET not in wrong.stderr
     file.write_text(f"{SECRET} and more")
     broken = await run("list", "--gateway", api.url, "--token-file", str(file))
     assert broken.returncode == 2 and SECRET not in broken.stderr
@@ -229,7 +242,11 @@ async def test_without_a_gateway_servers_of_the_file_are_shown_and_the_rest_need
     )
     known = {"APOLLOS_SERVERS": str(path)}
     listed = await run("list", "--json", **known)
-    assert [each["source"] for each in json.loads(listed.stdout)] == ["servers.toml"] and SECRET not in listed.stdout
+    (shown,) = json.loads(listed.stdout)
+    assert shown["source"] == "servers.toml" and SECRET not in listed.stdout
+    assert datetime.fromisoformat(shown["createdAt"]).timestamp() == pytest.approx(path.stat().st_mtime, abs=0.001)
+    page = (await run("show", "time", **known)).stdout.splitlines()
+    assert page and not [line for line in page if line.startswith("version")]
     removed = await run("remove", "time", **known)
     assert removed.returncode == 1 and "Edit that file" in removed.stderr
     added = await run("add", "x", "--command", "y", **known)

@@ -14,6 +14,7 @@ from composition.report import Report, Table, connect_all
 from composition.servers_file import load_configuration
 from providers.resource import McpServerResource
 from tests.helpers.gateway import local, servers_toml
+from tests.helpers.processes import eventually
 
 pytestmark = pytest.mark.core
 
@@ -98,6 +99,34 @@ async def test_each_server_is_reported_as_it_answers_and_the_slowest_last(tmp_pa
     assert "no-such-program-at-all" in by_name["absent"].error and "server '" not in by_name["absent"].error
     assert "did not finish 'initialize' within 1.5 s" in by_name["hung"].error
     assert by_name["hung"].milliseconds is not None and by_name["hung"].milliseconds >= 1400
+
+
+async def test_the_reason_stands_alone_also_for_a_server_that_failed_before(tmp_path: Path) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text(servers_toml({"absent": {"command": "no-such-program-at-all"}}))
+    gateway = Gateway(load_configuration(path))
+    await gateway.start()
+    reports: list[Report] = []
+    try:
+        for _ in range(4):
+            await connect_all(gateway, reports.append)
+    finally:
+        await gateway.stop()
+    assert len({report.error for report in reports}) == 1 and "tried again" not in reports[-1].error
+
+
+async def test_a_server_that_the_end_of_the_gateway_interrupts_is_not_reported(tmp_path: Path) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text(servers_toml({"hung": local("hang.py", "init-hang")}))
+    gateway = Gateway(load_configuration(path))
+    await gateway.start()
+    reports: list[Report] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connect_all, gateway, reports.append)
+        await eventually(lambda: bool(gateway.pool.connections("hung")))
+        await gateway.drain()
+        await gateway.stop()
+    assert reports == []
 
 
 def order(reports: list[Report]) -> Callable[[str], int]:

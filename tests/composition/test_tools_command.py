@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 
@@ -18,6 +20,8 @@ from providers.lines import MODERN
 from tests.helpers.adding import add, called, shop
 from tests.helpers.gateway import LATEST, ROOT, gateway_over_http, in_process, servers_toml
 from tests.helpers.people import token, tokens
+from tests.helpers.processes import eventually, is_running
+from tests.helpers.site import Site, serving
 
 
 def run(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -177,14 +181,65 @@ async def test_a_gateway_that_runs_is_asked_as_the_tokens_user(folder: Path) -> 
 
         assert "mine_echo" in (await anyio.to_thread.run_sync(ask, "ada")).stdout
         assert json.loads((await anyio.to_thread.run_sync(ask, "bob")).stdout) == []
-        stranger = await anyio.to_thread.run_sync(lambda: run(folder, "tools", "--gateway", served.url))
-        assert stranger.returncode == 1 and "APOLLOS_TOKEN" in stranger.stderr and "Traceback" not in stranger.stderr
+        empty = await anyio.to_thread.run_sync(
+            lambda: run(folder, "tools", "--gateway", served.url, APOLLOS_TOKEN=token("bob"))
+        )
+        assert empty.returncode == 1 and "Servers may still be starting" in empty.stderr
+
+
+@pytest.mark.core
+async def test_who_asks_again_waits_for_no_server(tmp_path: Path) -> None:
+    """A server that stays whatever it is told, as one in the middle of its start may."""
+    mark = tmp_path / "mark"
+    code = f"""import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open({str(mark)!r}, "w").write(f"{{os.getpid()}}\\n")
+time.sleep(600)"""
+    slow = {"command": sys.executable, "args": ["-c", code], "timeouts": {"shutdown": 100}}
+    (tmp_path / "servers.toml").write_text(servers_toml({"slow": slow}))
+    command = [sys.executable, str(ROOT / "server.py"), "call", "slow_x"]
+    places = {"APOLLOS_SERVERS": str(tmp_path / "servers.toml"), "APOLLOS_STATE_DIR": str(tmp_path / "state")}
+    async with await anyio.open_process(command, stderr=subprocess.DEVNULL, env=os.environ | places) as process:
+
+        def is_gone() -> bool:
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+            return process.returncode is not None
+
+        await eventually(lambda: mark.exists() and mark.read_text().endswith("\n"), within=30)
+        await eventually(is_gone)
+        assert process.returncode == 128 + signal.SIGINT
+    await eventually(lambda: not is_running(int(mark.read_text())))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("words", [["tools"], ["call", "mine_echo", "text=x"], ["tools", "--server", "mine"]], ids=str)
+async def test_a_gateway_that_lets_nobody_in_says_what_it_wants(folder: Path, words: list[str]) -> None:
+    async with gateway_over_http(servers_toml({"mine": in_process("everything.py")}), auth=tokens()) as served:
+
+        async def told(**environ: str) -> str:
+            done = await anyio.to_thread.run_sync(lambda: run(folder, *words, "--gateway", served.url, **environ))
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+            return done.stderr
+
+        without, wrong = await told(), await told(APOLLOS_TOKEN="wrong-one")
+        assert "wants a token. Put yours into APOLLOS_TOKEN" in without and "--token-file" in without
+        assert "does not take this token" in wrong and "--token-file" in wrong and "wrong-one" not in wrong
+        assert "Does it run?" not in without + wrong
+
+
+@pytest.mark.parametrize(("status", "text"), [(403, "does not let this token in (403)"), (404, "Is it a gateway")])
+async def test_what_else_answers_there_is_told(folder: Path, status: int, text: str) -> None:
+    async with serving(Site()) as site:
+        site.status, url = status, site.url.rpartition("/")[0]
+        done = await anyio.to_thread.run_sync(lambda: run(folder, "tools", "--gateway", url))
+    assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_gateway_that_cannot_be_asked_is_told_in_a_line(folder: Path) -> None:
     for command in (["tools"], ["call", "one_echo", "text=x"]):
         away = run(folder, *command, "--gateway", "http://127.0.0.1:1/mcp")
-        assert away.returncode == 1 and "the gateway at http://127.0.0.1:1 cannot be asked" in away.stderr
+        assert away.returncode == 1 and "the gateway at http://127.0.0.1:1 cannot be reached" in away.stderr
         wrong = run(folder, *command, "--gateway", "somewhere")
         assert wrong.returncode == 2 and "--gateway" in wrong.stderr
         lost = run(folder, *command, "--gateway", "http://127.0.0.1:1", "--token-file", str(folder / "none"))

@@ -21,6 +21,8 @@ class FakeApi:
         self.asked: list[tuple[str, str, str, str | None]] = []
         self.sent: list[Json] = []
         self.url = ""
+        self.refusal: web.Response | None = None
+        """The next answer, whatever is asked."""
         self.is_overtaken = False
         """Whether somebody else changes a server between a read and the write that follows."""
 
@@ -28,6 +30,8 @@ class FakeApi:
         self.asked.append((request.method, request.path, request.content_type, request.headers.get("If-Match")))
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
+        if self.refusal is not None:
+            return self.refusal
         body = await request.json() if request.can_read_body else None
         if body is not None:
             self.sent.append(body)

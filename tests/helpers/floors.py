@@ -77,7 +77,7 @@ FLOORS = (
         "composition.asking",
         "composition.gateway_address",
     ),
-    ("composition.names",),
+    ("composition.names", "composition.record_rules"),
     (
         "composition.settings",
         "composition.discovery.catalog_sources",
@@ -99,6 +99,7 @@ FLOORS = (
     ("composition.auth_settings", "composition.api.problems"),
     (
         "composition.tables",
+        "composition.columns",
         "composition.discovery.catalog_document",
         "composition.discovery.registry_document",
     ),

@@ -27,7 +27,7 @@ class Site:
 @asynccontextmanager
 async def serving(site: Site, tls: ssl.SSLContext | None = None) -> AsyncIterator[Site]:
     app = web.Application()
-    app.router.add_get("/{path:.*}", site.answer)
+    app.router.add_route("*", "/{path:.*}", site.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()

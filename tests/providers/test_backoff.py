@@ -9,7 +9,7 @@ import pytest
 
 from providers.backoff import Backoff
 from providers.docker_engine import EngineUnavailable
-from providers.errors import BackendError, BackendUnavailable, PoolExhausted
+from providers.errors import BackendError, BackendResting, BackendUnavailable, PoolExhausted
 from providers.lease import lease
 from providers.pool import McpConnectionPool
 from tests.helpers.fakes import FakeBackend, caller_of, fails, held, no_waiting, pool_of, settled, time_passes
@@ -70,7 +70,9 @@ def test_a_refusal_says_how_often_how_long_and_why(backoff: Backoff, clock: Cloc
 
 def test_a_refusal_after_one_failure_says_once(backoff: Backoff) -> None:
     backoff.failed("files", DOWN, 30, first_rest=4)
-    assert "failed once and is tried again in 4 s." in str(backoff.refusal("files"))
+    refusal = backoff.refusal("files")
+    assert "failed once and is tried again in 4 s." in str(refusal)
+    assert isinstance(refusal, BackendResting) and refusal.again().reason == DOWN.problem
 
 
 def test_a_reason_is_news_until_it_was_told_and_again_after_the_server_was_well(backoff: Backoff) -> None:

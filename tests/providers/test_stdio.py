@@ -210,6 +210,8 @@ async def test_sending_after_the_block_says_that_nothing_was_sent() -> None:
 
 
 async def test_what_was_sent_just_before_the_end_still_arrives() -> None:
-    async with opened(script("raw_echo.py")) as (wire, _):
+    async with opened(script("raw_echo.py")) as (wire, inbox):
+        await wire.send(request("where"), {})
+        await inbox.next()
         await wire.send({"jsonrpc": "2.0", "method": "say", "params": {"text": "farewell"}}, {})
     assert "farewell" in wire._stderr.last_words()

@@ -81,16 +81,27 @@ async def test_a_process_that_ends_with_its_input_is_not_signalled(tmp_path: Pat
     server = tmp_path / "server.py"
     server.write_text(
         "import sys\n"
+        "print('{}', flush=True)\n"
         "sys.stdin.read()\n"
         "print('x' * 1_000_000, flush=True)\n"  # more than a pipe holds: somebody must still read
         f"open({str(goodbye)!r}, 'w').write('in peace')\n"
     )
     resource = McpServerResource(name="raw", command=sys.executable, args=(str(server),))
     with anyio.CancelScope() as scope:
-        async with opened(resource, shutdown=20):
+        async with opened(resource, shutdown=20) as (_, inbox):
+            await inbox.next()
             if cancelled:
                 scope.cancel()
     assert goodbye.read_text() == "in peace"
+
+
+async def test_a_process_that_still_starts_is_not_waited_for_long() -> None:
+    """As one that a package runner is still fetching when a person loses patience."""
+    resource = McpServerResource(name="raw", command=sys.executable, args=("-c", "import time; time.sleep(60)"))
+    began = anyio.current_time()
+    async with opened(resource, shutdown=20):
+        pass
+    assert anyio.current_time() - began < 8  # half of the deadline is for those who know that it is the end
 
 
 async def test_an_error_of_the_block_comes_out_as_it_is() -> None:

@@ -87,6 +87,18 @@ def test_with_write_tables_are_added_and_the_rest_of_the_file_stays(
     assert Path(said["backup"]).read_text() == OWN
 
 
+def test_a_name_that_is_taken_is_told_and_so_is_the_same_server_under_it(
+    tmp_path: Path, servers_toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"url": "https://notes.example.com/mcp"}
+    both = {"notes": {"command": "python3", "args": ["notes.py", "--utc"]}, "Notes": other}
+    assert main(["import", str(client_file(tmp_path, **both)), "--json"]) == 0
+    same, stranger = json.loads(capsys.readouterr().out)["servers"]
+    assert (same["name"], same["step"]) == ("notes-2", "new")
+    assert same["why"].startswith("the name 'notes' is taken; 'notes' is the same one already, with other arguments")
+    assert (stranger["name"], stranger["why"]) == ("notes-3", "the name 'notes' is taken")
+
+
 def test_a_second_import_finds_them_there(tmp_path: Path, servers_toml: Path) -> None:
     path = client_file(tmp_path, time=python("t.py", env={"TOKEN": SECRET}))
     carry_out(plan_import(path, None, servers_toml), Drawer())

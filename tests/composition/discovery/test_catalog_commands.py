@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_without_a_store_add_yields_a_table_that_loads(desk: Desk, monkeypatch: 
     monkeypatch.setenv("APOLLOS_STORE", "memory://")
     folder = desk.folder / "shared"
     folder.mkdir()
+    monkeypatch.setenv("APOLLOS_DOCKER_ALLOWED_PATHS", str(folder))
     code, out, _ = desk.run("add", "folders", "--set", f"paths={folder}", "--role", "engineer", "--as", "files")
     assert code == 0
     toml = f'[gateway]\ndocker_allowed_paths = ["{folder}"]\n{out}'
@@ -82,6 +84,20 @@ def test_without_a_store_add_yields_a_table_that_loads(desk: Desk, monkeypatch: 
     file.write_text(toml)
     resource = load_configuration(file).resources["files"]
     assert resource.args == (str(folder),) and resource.required_roles == ("engineer",)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/etc", "no container may see that"),
+        ("/srv/elsewhere", "below none of docker_allowed_paths"),
+        ("{folder}", "no container may see that"),
+    ],
+)
+def test_a_folder_that_the_start_would_refuse_is_refused_at_once(desk: Desk, path: str, why: str) -> None:
+    """The last is where servers.toml is."""
+    code, out, err = desk.run("add", "folders", "--set", f"paths={path.format(folder=desk.folder)}")
+    assert (code, out) == (2, "") and err.startswith("docker_volumes item 1: leads to") and why in err
 
 
 def test_signs_of_an_entry_stay_signs_in_the_table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +119,6 @@ def test_a_server_that_lacks_something_is_not_added(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nowhere"], "No catalog has a server 'nowhere'. `catalog search` shows what there is."),
         (["wrong"], "'wrong' is not runnable here: its entry in the catalog is wrong: 'env' should be a valid list."),
         (["plain", "--as", "taken"], "There is a server 'taken' already. Give this one another name: --as NAME"),
         (["plain", "--as", "No_Name"], "'name' is not a server name"),
@@ -113,6 +128,13 @@ def test_a_server_that_lacks_something_is_not_added(desk: Desk) -> None:
 def test_what_cannot_be_added_says_why(desk: Desk, words: list[str], told: str) -> None:
     code, out, err = desk.run("add", *words)
     assert (code, out) == (2, "") and told in err
+
+
+def test_a_name_that_is_not_there_is_no_mistake_in_what_was_written(desk: Desk) -> None:
+    for word in ("show", "add"):
+        code, out, err = desk.run(word, "nowhere")
+        assert (code, out) == (1, "")
+        assert err == "No catalog has a server 'nowhere'. `server.py catalog search` shows what there is.\n"
 
 
 def test_a_value_without_a_key_is_not_repeated(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,3 +171,10 @@ def test_a_secret_that_a_new_server_finds_already_set_is_told(desk: Desk, monkey
     monkeypatch.setenv("APOLLOS_SECRET_MY__SERVER_TOKEN", "set before")
     _, out, err = desk.run("add", "my", "--catalog", str(catalog))
     assert "It gets the secret my.server-token, which is set already" in err and "set before" not in out + err
+
+
+def test_tables_fit_into_a_terminal_and_are_whole_in_a_pipe(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    whole = desk.run("search")[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert max(map(len, whole.splitlines())) > 70 == max(map(len, desk.run("search")[1].splitlines()))

@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from composition.columns import in_columns
 from composition.discovery.catalog import read_catalog
-from composition.discovery.catalog_commands import as_json, as_toml, description, table
+from composition.discovery.catalog_commands import as_json, as_toml, description
 from composition.discovery.catalog_document import Unreadable, plain_data
 from composition.discovery.catalog_resources import Given
 from composition.discovery.catalog_sources import Shelf
@@ -122,7 +123,7 @@ def test_any_entry_becomes_a_server_or_says_why_not(registry: dict[str, Any], va
     servers = shelf.servers()
     assert len(servers) == len({server.name for server in servers})
     for server in servers:
-        assert table([tuple(description(server))]) and json.dumps(as_json(server))
+        assert in_columns([description(server)]) and json.dumps(as_json(server))
         assert "${secret:o.t}" not in str(server.resource)
         if server.state is not State.NOT_RUNNABLE and not server.missing:
             resource = McpServerResource.model_validate({"name": server.name, **server.resource})

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from composition.discovery.cache import DocumentCache, DocumentUnavailable
 from composition.discovery.registry_client import RegistryClient
-from providers.errors import ConfigurationError
+from providers.errors import CallerError
 from tests.helpers.mcp_registry import OFFICIAL, Registry, package, registry, server
 
 pytestmark = pytest.mark.core
@@ -62,9 +62,9 @@ async def test_one_server_in_one_version(tmp_path: Path) -> None:
         assert (await client.get("a/b")).version == "2.0.0"
         assert (await client.get("a/b", "1.0.0")).version == "1.0.0"
         assert one.asked == ["/v0.1/servers/a%2Fb/versions/latest", "/v0.1/servers/a%2Fb/versions/1.0.0"]
-        with pytest.raises(ConfigurationError, match="no server 'a/c'"):
+        with pytest.raises(CallerError, match="no server 'a/c'"):
             await client.get("a/c")
-        with pytest.raises(ConfigurationError, match=r"in version '\.\./x'"):
+        with pytest.raises(CallerError, match=r"in version '\.\./x'"):
             await client.get("a/b", "../x")
 
 

@@ -113,7 +113,7 @@ def test_what_does_not_run_or_is_not_there_is_refused(run: Run) -> None:
     bundle = run("add", "com.example/bundle")
     assert bundle.code == 2 and "not runnable here: it is an MCP bundle" in bundle.err
     nowhere = run("show", "com.example/none")
-    assert nowhere.code == 2 and "the registry has no server 'com.example/none'" in nowhere.err
+    assert nowhere.code == 1 and "the registry has no server 'com.example/none'" in nowhere.err
 
 
 def test_without_the_registry_the_copy_serves_and_says_so(run: Run, one: Registry) -> None:
