@@ -76,8 +76,8 @@ def _checked(gateway: Gateway) -> Gateway:
 
 
 def run(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run a command; a signal cancels it, so that it closes what it opened, and a second one ends it at once. Its exit
-    code."""
+    """Run a command; a signal cancels it, so that it closes what it opened, and a second Ctrl-C ends it at once. Its
+    exit code."""
     return run_in_loop(_until_terminated(command))
 
 
@@ -99,7 +99,7 @@ async def _until_terminated(command: Callable[[], Coroutine[Any, Any, int]]) -> 
     task, received = asyncio.create_task(command()), list[int]()
 
     def end(number: int) -> None:
-        if received:  # who asks twice waits no longer; the guardian ends the servers
+        if received and number == signal.SIGINT:  # a person waits no longer; the guardian ends the servers
             os._exit(128 + number)
         received.append(number)
         task.cancel()

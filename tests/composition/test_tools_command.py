@@ -207,9 +207,9 @@ time.sleep(600)"""
             return process.returncode is not None
 
         await eventually(lambda: mark.exists() and mark.read_text().endswith("\n"), within=30)
-        await eventually(is_gone)
+        await eventually(is_gone, within=30)
         assert process.returncode == 128 + signal.SIGINT
-    await eventually(lambda: not is_running(int(mark.read_text())))
+    await eventually(lambda: not is_running(int(mark.read_text())), within=30)
 
 
 @pytest.mark.core

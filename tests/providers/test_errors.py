@@ -13,9 +13,11 @@ from providers.errors import (
     BackendError,
     BackendLost,
     BackendProtocolError,
+    BackendResting,
     BackendTimeout,
     BackendUnavailable,
     CallerError,
+    ClientGone,
     ConfigurationError,
     GatewayError,
     InternalError,
@@ -34,7 +36,7 @@ OURS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.
 
 
 def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
-    assert len(OURS) == 16
+    assert len(OURS) == 18
     assert all(issubclass(kind, GatewayError) and issubclass(kind, FastMCPError) for kind in OURS)
 
 
@@ -42,7 +44,13 @@ def test_every_error_has_the_one_root_and_is_fastmcps() -> None:
     ("fault", "kinds"),
     [
         (CallerError, {NotAuthenticated, VersionConflict, ReadOnlyServer, ProtocolError}),
-        (BackendError, {BackendUnavailable, BackendLost, BackendTimeout, BackendProtocolError, PoolExhausted}),
+        (
+            BackendError,
+            {
+                *(BackendUnavailable, BackendResting, BackendLost, BackendTimeout, BackendProtocolError),
+                *(PoolExhausted, ClientGone),
+            },
+        ),
         (InternalError, {LeaseReleased}),
         (ConfigurationError, set()),
         (StoreUnavailable, set()),
