@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OK, FAILED, MISCONFIGURED, UNREAD = 0, 1, 2, 141
 """Exit codes. The last is a shell's for a program that SIGPIPE ended."""
 
+_LAST_MOMENT = 0.1
+"""Seconds in which the guardian hears of a process that was started just now."""
 _GC_THRESHOLD = 5_000
 
 
@@ -100,7 +102,8 @@ async def _until_terminated(command: Callable[[], Coroutine[Any, Any, int]]) -> 
 
     def end(number: int) -> None:
         if received and number == signal.SIGINT:  # a person waits no longer; the guardian ends the servers
-            os._exit(128 + number)
+            asyncio.get_running_loop().call_later(_LAST_MOMENT, os._exit, 128 + number)
+            return
         received.append(number)
         task.cancel()
 
