@@ -69,7 +69,8 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 async def added(folder: Path, catalog: Path, name: str, *words: str) -> str:
     """The table that `catalog add` yields where nothing is kept."""
-    (folder / "none.toml").write_text(patient_toml({}, state_dir=str(folder / "commands"), store="memory://"))
+    options = {"state_dir": str(folder / "commands"), "store": "memory://", "docker_allowed_paths": [str(folder)]}
+    (folder / "none.toml").write_text(patient_toml({}, **options))
     command = [sys.executable, "server.py", "catalog", "add", name, "--catalog", str(catalog), *words]
     environment = {**os.environ, "APOLLOS_SERVERS": str(folder / "none.toml")}
     done = await anyio.run_process(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, check=False)
