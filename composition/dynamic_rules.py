@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from composition.clients.secret_values import has_secret_name
+from composition.discovery.found import own_volume
 from providers.container_keys import INTERNET, NONE
 from providers.container_tool import ContainerTool
 from providers.resource import McpServerResource
@@ -23,7 +24,6 @@ _STEERING = re.compile(
     re.I,
 )
 """Variables that decide which program a package runner gets, and what is loaded into it."""
-_OWN_VOLUME = "apollos-mcp-"
 
 
 def runs_here(resource: McpServerResource) -> bool:
@@ -97,7 +97,7 @@ def _goes_further(resource: McpServerResource) -> bool:
     if resource.docker_image is None:
         return any(_STEERING.fullmatch(name) for name in resource.env)
     volumes = [*resource.docker_volumes, *(each for tool in resource.docker_tools.values() for each in tool.volumes)]
-    others = [each for each in volumes if not each.startswith(f"{_OWN_VOLUME}{resource.name}-")]
+    others = [each for each in volumes if not each.startswith(own_volume(resource.name, ""))]
     return bool(others or resource.docker_network not in (None, INTERNET, NONE) or resource.docker_secrets)
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from composition.discovery.catalog import Entry
 from composition.discovery.catalog_form import Answers
-from composition.discovery.found import Found, Need, NeedKind, Source
+from composition.discovery.found import Found, Need, NeedKind, Source, own_volume
 from composition.tables import check
 from providers.container_keys import INTERNET, NONE
 from providers.resource import Isolation, McpServerResource, TransportType
@@ -40,8 +40,6 @@ _TRANSPORTS = {
     "streaming": TransportType.STREAMABLE_HTTP,
     "streamable-http": TransportType.STREAMABLE_HTTP,
 }
-_VOLUMES = "apollos-mcp-"
-"""Begins the name of each volume that an entry asks for, so that none reaches the data of others at the engine."""
 _REFERENCE = re.compile(r"\$\{secret:([^}]*)\}?")
 _ENGINES = ("/var/run/docker.sock", "/run/docker.sock")
 _ON_THE_ENGINE = "it wants the socket of the Docker engine, with which a container would be master of this machine"
@@ -299,7 +297,7 @@ class _Conversion:
         if source.startswith(("/", "~", ".")):
             self.notes += [] if is_given else [f"It asks for '{source}' of this machine."]
             return f"{text}:rw" if self._given.is_writable and not has_mode else text
-        volume = source if is_given or not source else f"{_VOLUMES}{self._name}-{source}"
+        volume = source if is_given or not source else own_volume(self._name, source)
         self.notes.append(f"It keeps data in the Docker volume '{volume}'.")
         return f"{volume}:{rest}" if has_mode else f"{volume}:{rest}:rw"
 

@@ -134,3 +134,9 @@ def _free(name: str, taken: set[str], numbers: dict[str, int]) -> str:
         ending = f"-{numbers[name]}"
         free = name[: _LONGEST_NAME - len(ending)] + ending
     return free
+
+
+def own_volume(server: str, volume: str) -> str:
+    """What a Docker volume is called that an entry names: so that no entry reaches the data of others. No server's name
+    has an underscore, so no other server's volume is called so."""
+    return f"apollos-mcp-{server}_{volume}"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from composition.discovery.found import Found, Source, State, fitting_name
+from composition.discovery.found import Found, Source, State, fitting_name, own_volume
 from composition.discovery.registry_document import Input, Package, ServerDocument, Transport
 from composition.discovery.registry_inputs import Filling, Values, arguments
 from providers.container_keys import parse_volume
@@ -246,13 +246,22 @@ def _docker_option(item: Input, filling: Filling, environment: dict[str, str], v
             case "-e" | "--env" if sign:
                 environment.setdefault(name, value)
             case "-v" | "--volume":
-                volumes.append(_writable(text))
+                volumes.append(_own(_writable(text), filling))
             case "--mount":
-                volumes.append(_mounted(text))
+                volumes.append(_own(_mounted(text), filling))
             case "-u" | "--user":
                 keys["docker_user"] = text
             case _:
                 raise _Unrunnable("its entry asks Docker for a variable of the machine that it runs on")
+
+
+def _own(volume: str, filling: Filling) -> str:
+    """A volume that is named by the entry, and not by the person who adds it, is the server's own."""
+    source, _, rest = volume.partition(":")
+    is_given = any(source in given for given in filling.values.values())
+    if is_given or not source or source.startswith(("/", "~", ".")):
+        return volume
+    return f"{own_volume(filling.server, source)}:{rest}"
 
 
 def _writable(text: str) -> str:

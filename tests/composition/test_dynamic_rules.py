@@ -78,7 +78,8 @@ def test_no_pattern_covers_variables_that_lead_to_other_programs(variable: str) 
 def test_no_pattern_covers_folders_of_this_machine() -> None:
     assert not covers("image:mcp/*", **IMAGE, docker_volumes=["/srv/data:/data:ro"])
     assert not covers("image:mcp/*", **IMAGE, docker_volumes=["others-data:/data:rw"])
-    assert covers("image:mcp/*", **IMAGE, docker_volumes=["apollos-mcp-one-data:/data:rw"])
+    assert covers("image:mcp/*", **IMAGE, docker_volumes=["apollos-mcp-one_data:/data:rw"])
+    assert not covers("image:mcp/*", **IMAGE, docker_volumes=["apollos-mcp-one-more_data:/data:rw"])
     assert covers("pypi:*", **PYPI, env={"GITHUB_TOKEN": "${secret:one.token}"})
 
 

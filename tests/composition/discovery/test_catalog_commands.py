@@ -68,7 +68,7 @@ def test_show_says_what_a_server_needs_and_becomes(desk: Desk) -> None:
     assert "needs secret note-book.notes.token, config page.url or feed.url" in out
     (level,) = [line.split() for line in out.splitlines() if " level " in line]
     assert level == ["config", "level", "string", "default", '"info"']
-    assert 'docker_volumes = ["apollos-mcp-note-book-notes-data:/data:rw", "/srv/x:/share"]' in out
+    assert 'docker_volumes = ["apollos-mcp-note-book_notes-data:/data:rw", "/srv/x:/share"]' in out
     assert "The gateway cannot hold it to that." in out
 
 

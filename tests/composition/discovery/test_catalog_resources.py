@@ -70,12 +70,12 @@ def test_an_entry_with_everything() -> None:
     book = small("note-book", Given(values, secrets=["note-book.notes.token"]))
     assert (book.name, book.original, book.state) == ("note-book", "Note_Book", State.RUNNABLE)
     assert book.resource["args"] == ["--level", "info", "--port=80"]
-    assert book.resource["docker_volumes"] == ["apollos-mcp-note-book-notes-data:/data:rw", "/srv/notes:/share"]
+    assert book.resource["docker_volumes"] == ["apollos-mcp-note-book_notes-data:/data:rw", "/srv/notes:/share"]
     assert (book.resource["docker_user"], book.resource["isolation"]) == ("1000", "session")
     header = '{"Authorization": "Bearer ${secret:note-book.notes.token}", "Version": {"n": 1}}'
     assert book.resource["env"]["HEADERS"] == header
     assert book.notes == (
-        "It keeps data in the Docker volume 'apollos-mcp-note-book-notes-data'.",
+        "It keeps data in the Docker volume 'apollos-mcp-note-book_notes-data'.",
         "It asks to reach only api.example.com:443. The gateway cannot hold it to that.",
     )
     McpServerResource.model_validate({"name": book.name, **book.resource})
@@ -106,9 +106,9 @@ def test_a_volume_is_the_servers_own_unless_a_person_names_it() -> None:
     hostile = ["{{x.a|or:database}}:/a", "{{x.b|mount_as:/b}}", "other:/c:ro", "/etc:/d"]
     found = made(Given({"b": "mine"}), volumes=hostile)
     assert found.resource["docker_volumes"] == [
-        "apollos-mcp-x-database:/a:rw",
+        "apollos-mcp-x_database:/a:rw",
         "mine:/b:rw",
-        "apollos-mcp-x-other:/c:ro",
+        "apollos-mcp-x_other:/c:ro",
         "/etc:/d",
     ]
     assert "It asks for '/etc' of this machine." in found.notes
@@ -181,7 +181,7 @@ def test_tools_that_are_programs_become_such() -> None:
     assert found.state is State.RUNNABLE and found.kind == "containers per call" and found.tools == ("say", "other")
     assert found.resource["docker_image"] == "example/say" and found.resource["docker_network"] == "internet"
     say, other = found.resource["docker_tools"].values()
-    assert say["volumes"] == ["{{folder}}:{{folder}}", "apollos-mcp-x-cache:/cache:rw"] and say["user"] == "1000"
+    assert say["volumes"] == ["{{folder}}:{{folder}}", "apollos-mcp-x_cache:/cache:rw"] and say["user"] == "1000"
     assert (say["args"], other["image"]) == (["{{words|into}}"], "example/other") and "image" not in say
     assert any("below docker_allowed_paths" in note for note in found.notes)
     writable = made(Given(is_writable=True), **entry).resource["docker_tools"]["say"]["volumes"]

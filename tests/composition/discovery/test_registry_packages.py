@@ -268,6 +268,21 @@ def test_harmless_options_of_docker_become_keys() -> None:
     }
 
 
+def test_a_volume_that_an_entry_names_is_the_servers_own() -> None:
+    options = [
+        named("-v", value="pgdata:/data"),
+        named("-v", value="{store}:/store", variables={"store": {"default": "others"}}),
+        named("--mount", value="type=volume,src=cache,dst=/cache,ro"),
+    ]
+    described = package("oci", "ada/thing", "1", runtimeArguments=options)
+    own = [each.split("_", 1)[1] for each in keys(described)["docker_volumes"]]
+    assert own == ["pgdata:/data:rw", "others:/store:rw", "cache:/cache:ro"]
+    assert all(each.startswith("apollos-mcp-") for each in keys(described)["docker_volumes"])
+    assert (
+        "mine:/store:rw" in keys(described, values={"store": "mine"})["docker_volumes"]
+    )  # the person who adds it says so
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [("--evil", "begin with '-'"), ("-x", "begin with '-'"), ("a\nb", "line break"),
