@@ -37,6 +37,8 @@ QUICK = {
     "shutdown": 1.0,
 }
 """Deadlines in seconds of a server that is broken: short, so that the tests are."""
+PATIENT = {**QUICK, "initialize": 10.0, "first_start": 10.0, "call": 10.0, "call_max": 20.0}
+"""Those of one that is started again and again, and whose calls come through, also on a busy machine."""
 
 OTHERS_SLOWEST = 1.0
 """Seconds that another server's call may take meanwhile: not a measure of speed, but of being held up."""

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tests.helpers.faults import (
     HELLO,
+    PATIENT,
     QUICK,
     STDIO,
     WAIT,
@@ -101,7 +102,7 @@ async def test_a_process_that_dies_in_every_call_says_how_and_is_left_alone(era:
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_process_that_dies_between_calls_costs_no_call(era: str) -> None:
     async with (
-        broken("late", STDIO) as server,
+        broken("late", STDIO, timeouts=PATIENT) as server,
         gateway_over_http(both(server)) as gateway,
         undisturbed(gateway.url, era),
         client(gateway.url, era) as caller,
@@ -117,7 +118,7 @@ async def test_a_process_that_dies_between_calls_costs_no_call(era: str) -> None
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_remote_server_that_restarts_between_calls_costs_no_call(era: str) -> None:
     async with http_server("hang.py", "proper", "--http") as first:
-        port, toml = first.port, both({"url": first.url, "timeouts": QUICK})
+        port, toml = first.port, both({"url": first.url, "timeouts": PATIENT})
     async with gateway_over_http(toml) as gateway, undisturbed(gateway.url, era), client(gateway.url, era) as caller:
         for _ in range(10):
             async with http_server("hang.py", "proper", "--http", port=port) as server:
