@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -53,13 +52,6 @@ _HOW_TO_ADD = (
 _REFERENCE = re.compile(r"\$\{")
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where a session's server came from, so that it can be configured anew."""
-
-    asked: AddServer
-
-
 class DynamicTools:
     """
     Args:
@@ -72,7 +64,8 @@ class DynamicTools:
         self._registry, self._adding, self._passing = registry, adding, passing
         self._finder = Finder(settings)
         self._asking = AskingTools(parking, settings.timeouts.question)
-        self._origins: dict[str, _Origin] = {}
+        self._origins: dict[str, AddServer] = {}
+        """What was asked for when a session's server was added, so that it can be configured anew."""
         registry.on_unmount.append(self._forget)
 
     def __repr__(self) -> str:
@@ -152,7 +145,7 @@ class DynamicTools:
             listing = await self._adding.connected(caller, resource)
             is_there = True
             if not self._adding.is_lasting:
-                self._origins[name] = _Origin(asked)
+                self._origins[name] = asked
         finally:
             if not is_there:
                 with anyio.CancelScope(shield=True):
@@ -228,10 +221,10 @@ class DynamicTools:
         await self._adding.ask_for(caller, resource, person, names)
 
     async def _replace(
-        self, caller: Caller, old: McpServerResource, origin: _Origin, config: Json, person: Person
+        self, caller: Caller, old: McpServerResource, origin: AddServer, config: Json, person: Person
     ) -> None:
         """With another configuration. If that does not work, the old one is back."""
-        asked = origin.asked.model_copy(update={"config": {**origin.asked.config, **config}})
+        asked = origin.model_copy(update={"config": {**origin.config, **config}})
         resource = await self._as(old.name, await self._chosen(asked), asked, caller)
         resource = await self._adding.permitted(caller, resource, person)
         owner = Owner(caller.identity.key, old.name)
@@ -244,7 +237,7 @@ class DynamicTools:
         try:
             await self._adding.ask_for_missing(caller, resource, person)
             await self._adding.connected(caller, resource)
-            self._origins[old.name], is_there = _Origin(asked), True
+            self._origins[old.name], is_there = asked, True
         except CallerError as error:
             raise CallerError(f"It stays as it was. {error}") from None
         finally:

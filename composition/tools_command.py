@@ -32,7 +32,7 @@ from composition.view import LATE
 from providers.container_log import harmless
 from providers.endpoint import exchange, http_client
 from providers.errors import CallerError
-from providers.lines import Json, MCPError
+from providers.lines import Json, MCPError, server_facts
 
 _SHORT = 80
 _START_SECONDS, _ALONE_SECONDS, _LOOK_EVERY = 6.0, 60.0, 0.25
@@ -184,7 +184,7 @@ def _first_line(error: Exception) -> str:
 def _servers_told(client: Client[Any]) -> set[str]:
     """Those that the gateway names first of all in its instructions, which one on FastMCP 3.4 has none of; what follows
     is theirs to say."""
-    told = getattr(client, "instructions", None) or getattr(client.initialize_result, "instructions", None) or ""
+    told = server_facts(client)["instructions"] or ""
     return set(_NAMED.findall(told.partition("\n\n")[0]))
 
 

@@ -21,7 +21,7 @@ from composition.clients.servers_writing import add_servers, problem_with, serve
 from composition.discovery.found import fitting_name
 
 _REFERENCE = re.compile(r"\$\{secret:([^{}]*)\}")
-_REACH = ("command", "args", "cwd", "url", "docker_image", "docker_command", "python", "env", "headers")
+_REACH = ("command", "args", "cwd", "url", "docker_image", "docker_command", "docker_tools", "python", "env", "headers")
 """What makes two servers the same one. Variables and headers do too: they often say whose account it is."""
 _VERBS = ("run", "exec", "tool", "x", "dlx")
 """Of what runs packages, in front of the package."""
