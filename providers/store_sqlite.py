@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ _LOOK_SECONDS = 0.25
 """Between two looks whether another process changed something."""
 _LOCK_SECONDS = 5.0
 """That a write waits for one of another process. SQLite does not queue them, so a busy file needs some patience."""
+_LOCK_LOOK_SECONDS = 0.01
+"""Between two looks whether it is free, where SQLite leaves the waiting to us."""
 _TABLE = """CREATE TABLE servers (
     name TEXT PRIMARY KEY,
     version INTEGER NOT NULL,
@@ -237,8 +240,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     with _transaction(connection, "DEFERRED"):
         is_ours = _check_owner(connection, path)
     connection.execute("PRAGMA synchronous = FULL")
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    if mode != "wal":
+    if (mode := _ask_for_wal(connection)) != "wal":
         raise ConfigurationError(
             f"the store '{path}' lies on a file system that cannot share it (its journal is '{mode}'). "
             "Name a file on a local disk."
@@ -250,6 +252,19 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _ask_for_wal(connection: sqlite3.Connection) -> str:
+    """Turn the write-ahead log on; the answer is the journal that the file has now. This is the one statement for
+    which SQLite does not wait for the lock of another process, which may be opening the same new file."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOCK_LOOK_SECONDS)
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path) -> bool:
