@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
@@ -61,6 +62,18 @@ def ours(engine: Any, server: str | None = None) -> list[Any]:
     found = engine.containers.list(all=True, filters={"label": [INSTANCE, label]}, ignore_removed=True)
     ids = {instance.id for instance in _instances(_states[-1])}
     return [container for container in found if container.labels[INSTANCE] in ids]
+
+
+def one_of_ours(engine: Any, server: str) -> Any:
+    """The container that the present test's gateways have of this server, which has just one."""
+    [container] = ours(engine, server)
+    return container
+
+
+def nobodys_name(kind: str) -> str:
+    """A name of a server that no other gateway's container at this engine has: one that a user has there, or that a
+    killed test run has left."""
+    return f"{kind}-{uuid4().hex[:8]}"
 
 
 def times_made(engine: Any, server: str) -> int:

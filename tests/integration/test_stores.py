@@ -78,7 +78,7 @@ async def test_processes_that_open_a_new_file_in_the_same_moment_all_get_it(tmp_
     with anyio.fail_after(SECONDS):
         done = await anyio.run_process([sys.executable, str(OPENERS), str(tmp_path), str(NEW_FILES)], check=False)
     assert (done.returncode, done.stderr.decode()) == (0, "")
-    assert len(list(tmp_path.glob("*.db"))) == NEW_FILES
+    assert len(await anyio.to_thread.run_sync(lambda: list(tmp_path.glob("*.db")))) == NEW_FILES
 
 
 async def test_what_another_process_writes_is_seen_at_once(url: str, store: McpResourceStoreBase) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from tests.helpers.containers import ours, over_http, over_stdio, until
+from tests.helpers.containers import one_of_ours, ours, over_http, over_stdio, until
 from tests.helpers.gateway import LEGACY, ROOT, client, gateway_over_http, gateway_process, servers_toml
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("engine")]
@@ -90,7 +90,8 @@ async def test_a_stopped_server_comes_back_with_the_next_call(state: str, engine
     async with gateway_over_http(servers_toml({"web": over_http(isolation="shared")}, state_dir=state)) as served:
         async with client(served.url, LEGACY) as caller:
             assert (await caller.call_tool("web_total", {})).data == 1
-            assert await command(served.path, "stop", "web") == (0, "stopped apollos-mcp-web\n")
+            made = one_of_ours(engine, "web").name
+            assert await command(served.path, "stop", "web") == (0, f"stopped {made}\n")
             assert ours(engine) == []
             assert (await caller.call_tool("web_total", {})).data == 1
         assert "has no container" in (await command(served.path, "stop", "web"))[1] or ours(engine) == []
@@ -104,11 +105,12 @@ async def test_prune_removes_what_a_killed_gateway_left(state: str, engine: Any,
         client(gateway.url, LEGACY) as caller,
     ):
         await caller.call_tool("web_total", {})
+        made = one_of_ours(engine, "web").name
         assert await command(path, "prune") == (0, "")  # it lives
         gateway.process.kill()
         await gateway.process.wait()
     code, text = await command(path, "prune")
-    assert (code, "removed apollos-mcp-web" in text) == (0, True)
+    assert (code, f"removed {made}" in text) == (0, True)
     await until(lambda: ours(engine) == [])
 
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import anyio
 import pytest
@@ -21,11 +20,11 @@ from providers.docker import McpContainerManager
 from providers.errors import BackendError
 from providers.ownership import Instance
 from providers.resource import McpServerResource
-from tests.helpers.containers import ours, over_http, over_stdio, record, until
+from tests.helpers.containers import nobodys_name, ours, over_http, over_stdio, record, until
 from tests.helpers.engine_proxy import ANSWERED, ASKED, engine_proxy, hung_up
 
 pytestmark = pytest.mark.timeout(120)
-FILES, WEB = (f"{kind}-{uuid4().hex[:8]}" for kind in ("files", "web"))
+FILES, WEB = nobodys_name("files"), nobodys_name("web")
 """So that their containers have names that no other test run at this engine has."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import anyio.from_thread
 import pytest
@@ -16,15 +15,15 @@ from providers.docker_engine import EngineUnavailable, ImageMissing
 from providers.errors import BackendUnavailable
 from providers.hardening import image_facts
 from providers.ownership import INSTANCE, PROOF
-from tests.helpers.containers import EVERYTHING, over_http, over_stdio, record, until
+from tests.helpers.containers import EVERYTHING, nobodys_name, over_http, over_stdio, record, until
 
 pytestmark = pytest.mark.timeout(120)
 
 
 async def test_a_server_is_started_looked_at_and_stopped(manager: McpContainerManager, engine: Any) -> None:
-    web = record("web", over_http(docker_memory="256m"))
+    web = record(nobodys_name("web"), over_http(docker_memory="256m"))
     container = await manager.start_server(web)
-    assert container.name == "apollos-mcp-web"
+    assert container.name == f"apollos-mcp-{web.name}"
 
     status = await manager.get_status(container)
     assert (status.state, status.is_running, status.exit_code) == (ContainerState.RUNNING, True, 0)
@@ -36,7 +35,7 @@ async def test_a_server_is_started_looked_at_and_stopped(manager: McpContainerMa
     address = await manager.address(web, container)
     assert address.host == "127.0.0.1"
     labels = engine.containers.get(container.id).labels
-    assert labels["apollos.mcp.server"] == "web"
+    assert labels["apollos.mcp.server"] == web.name
     assert labels["apollos.mcp.transport"] == "streamable_http"
     assert labels["apollos.mcp.created_by"] == "apollos-mcp-gateway"
 
@@ -167,10 +166,11 @@ async def test_an_image_that_cannot_be_pulled_says_so(manager: McpContainerManag
 
 
 async def test_a_stranger_with_our_name_is_left_alone(manager: McpContainerManager, engine: Any) -> None:
-    name = f"apollos-mcp-web-{uuid4().hex[:8]}"
+    server = nobodys_name("web")
+    name = f"apollos-mcp-{server}"
     stranger = engine.containers.create(EVERYTHING, ["deaf"], name=name, network_mode="none")
     try:
-        container = await manager.start_server(record(name.removeprefix("apollos-mcp-"), over_http()))
+        container = await manager.start_server(record(server, over_http()))
         assert container.name.startswith(f"{name}_")
         assert [each.container for each in await manager.list_servers()] == [container]
         await manager.reconcile(adopt=lambda _: False, everything=True)
@@ -185,7 +185,7 @@ async def test_copied_labels_make_no_container_ours(manager: McpContainerManager
     labels = engine.containers.get(container.id).labels
     assert labels[INSTANCE] == manager.instance.id and labels[PROOF]
     spoofed = engine.containers.run(
-        EVERYTHING, ["deaf"], name="apollos-mcp-web_x", labels=labels, network_mode="none", detach=True
+        EVERYTHING, ["deaf"], name=nobodys_name("apollos-mcp-web"), labels=labels, network_mode="none", detach=True
     )
     try:
         await manager.reconcile(adopt=lambda _: True, everything=True)

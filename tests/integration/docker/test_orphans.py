@@ -13,7 +13,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from tests.helpers.containers import EVERYTHING, data, ours, over_http, over_stdio, until
+from tests.helpers.containers import EVERYTHING, data, nobodys_name, one_of_ours, ours, over_http, over_stdio, until
 from tests.helpers.gateway import LEGACY, client, gateway_process, servers_toml
 from tests.helpers.processes import eventually, is_running
 
@@ -23,27 +23,28 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("engine")]
 async def test_a_gateway_that_was_killed_leaves_no_orphans(state: str, engine: Any, tmp_path: Path) -> None:
     """The next one with the same servers.toml removes what it finds, takes over what is to be kept, and touches
     nothing of anybody else's."""
+    name = nobodys_name("apollos-mcp-other")
     stranger = await anyio.to_thread.run_sync(
-        lambda: engine.containers.run(EVERYTHING, ["deaf"], name="apollos-mcp-other", network_mode="none", detach=True)
+        lambda: engine.containers.run(EVERYTHING, ["deaf"], name=name, network_mode="none", detach=True)
     )
     kept = over_http(isolation="shared", keep=True)
     toml = servers_toml({"one": over_stdio(), "web": over_http(isolation="shared"), "kept": kept}, state_dir=state)
     try:
         with served_file(tmp_path, toml) as env:
             async with gateway_process(toml, env=env) as first, client(first.url, LEGACY) as caller:
-                for name in ("one", "web", "kept"):
-                    assert await data(caller, f"{name}_total") == 1
-                before = {each.name: each.id for each in ours(engine)}
-                assert set(before) >= {"apollos-mcp-one", "apollos-mcp-web", "apollos-mcp-kept"}
+                for server in ("one", "web", "kept"):
+                    assert await data(caller, f"{server}_total") == 1
+                orphans = {each.id for each in ours(engine, "one")}
+                kept_one = one_of_ours(engine, "kept").id
+                assert orphans and ours(engine, "web")
                 os.kill(first.pid, signal.SIGKILL)
                 await eventually(lambda: not is_running(first.pid))
             async with gateway_process(toml, env=env) as second, client(second.url, LEGACY) as caller:
                 assert await data(caller, "kept_total") == 2
-                orphans = {container_id for name, container_id in before.items() if name.startswith("apollos-mcp-one")}
                 await until(lambda: not orphans & {each.id for each in ours(engine)})
                 assert len(ours(engine, "web")) == 1  # the one that was there serves on, or another
-                assert before["apollos-mcp-kept"] in [each.id for each in ours(engine)]
-            assert [each.name for each in ours(engine)] == ["apollos-mcp-kept"]  # it outlives a good end, too
+                assert kept_one in [each.id for each in ours(engine)]
+            assert [each.id for each in ours(engine)] == [kept_one]  # it outlives a good end, too
             gone = servers_toml({}, state_dir=state)
             (tmp_path / "servers.toml").write_text(gone)
             async with gateway_process(gone, env=env):

@@ -37,8 +37,17 @@ start() {
       sleep 0.2
     done
     docker version >/dev/null || { tail -n 20 "$cache/dockerd.log"; exit 1; }
+    clean
   fi
   "$here/build.sh"
+}
+
+# What the tests of a run that was killed have left in the engine's folder, which only this script's engines use. What
+# is built stays.
+clean() {
+  docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes >/dev/null
+  docker network prune --force >/dev/null
+  docker volume ls --quiet | xargs --no-run-if-empty docker volume rm --force >/dev/null
 }
 
 stop() {
