@@ -32,8 +32,6 @@ _LOOK_SECONDS = 0.25
 """Between two looks whether another process changed something."""
 _LOCK_SECONDS = 5.0
 """That a write waits for one of another process. SQLite does not queue them, so a busy file needs some patience."""
-_LOCK_LOOK_SECONDS = 0.01
-"""Between two looks whether it is free, where SQLite leaves the waiting to us."""
 _TABLE = """CREATE TABLE servers (
     name TEXT PRIMARY KEY,
     version INTEGER NOT NULL,
@@ -255,8 +253,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _ask_for_wal(connection: sqlite3.Connection) -> str:
-    """Turn the write-ahead log on; the answer is the journal that the file has now. This is the one statement for
-    which SQLite does not wait for the lock of another process, which may be opening the same new file."""
+    """Turn the write-ahead log on; the answer is the journal that the file has now. This is the one statement that
+    waits for no lock of another process, which may be opening the same new file; the beginning of a write does."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -264,7 +262,8 @@ def _ask_for_wal(connection: sqlite3.Connection) -> str:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-        time.sleep(_LOCK_LOOK_SECONDS)
+        with _transaction(connection):
+            pass
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path) -> bool:

@@ -206,7 +206,7 @@ async def test_nobody_forges_a_line(file: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_the_end_tells_how_a_call_ended(file: Path, version: str) -> None:
     toml = servers_toml(
-        {"fine": in_process("everything.py", timeouts={"call": 0.2}), "gone": {"command": "/not/there"}},
+        {"fine": in_process("everything.py", timeouts={"call": 1.0}), "gone": {"command": "/not/there"}},
         audit="strict",
         audit_file=str(file),
     )
