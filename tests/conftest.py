@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Generator
@@ -102,6 +103,16 @@ LEFT = pytest.StashKey[list[str]]()
 
 def pytest_configure() -> None:
     os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
+    _pass_on_no_ignored_signals()
+
+
+def _pass_on_no_ignored_signals() -> None:
+    """Of `nohup` or a shell's `&` the tests have signals that are ignored, and so would have the gateways that they
+    start and then end with these. A handler is passed on to nobody, and this one still does nothing."""
+    for name in ("SIGHUP", "SIGINT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -65,8 +65,11 @@ async def broken(mode: str, transport: str, **more: Any) -> AsyncIterator[dict[s
 
 
 @asynccontextmanager
-async def undisturbed(url: str, era: str) -> AsyncIterator[None]:
+async def undisturbed(url: str, era: str, slowest: float = OTHERS_SLOWEST) -> AsyncIterator[None]:
     """While the block runs, another client calls another server, about twenty times a second.
+
+    Args:
+        slowest: seconds that one of its calls may take.
 
     Raises:
         AssertionError: one of its calls failed, got the wrong answer, or was held up.
@@ -81,7 +84,7 @@ async def undisturbed(url: str, era: str) -> AsyncIterator[None]:
         finally:
             stop.set()
             await calling
-    assert times and max(times) < OTHERS_SLOWEST, f"a call of another server took {max(times):.2f} s"
+    assert times and max(times) < slowest, f"a call of another server took {max(times):.2f} s"
 
 
 async def _keep_asking(other: Client[Any], stop: asyncio.Event, times: list[float]) -> None:
