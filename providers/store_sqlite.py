@@ -104,6 +104,11 @@ class SqliteMcpResourceStore(DurableStore):
             _prepare(connection, self._path)
         except sqlite3.DatabaseError as error:
             connection.close()
+            if _is_busy(error):
+                raise ConfigurationError(
+                    f"the store '{self._path}' is held by another process for {_LOCK_SECONDS:g} s now. Try again, or "
+                    "end that process."
+                ) from None
             raise ConfigurationError(
                 f"the store '{self._path}' is no database that can be used ({error}). Name another file, or remove it."
             ) from None
@@ -260,10 +265,16 @@ def _ask_for_wal(connection: sqlite3.Connection) -> str:
         try:
             return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if not _is_busy(error) or time.monotonic() > deadline:
                 raise
         with _transaction(connection):
             pass
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process has the lock; the extended codes of SQLITE_BUSY end in its own."""
+    code = getattr(error, "sqlite_errorcode", None)  # Python's own errors have none
+    return isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import pytest
 
+from providers import store_sqlite
 from providers.errors import ConfigurationError, StoreUnavailable
 from providers.store import McpResourceStoreBase
 from providers.store_sqlite import SqliteMcpResourceStore
@@ -118,6 +121,31 @@ async def test_other_files_are_refused_and_left_as_they_are(file: Path, make: ob
     with pytest.raises(ConfigurationError, match=told):
         SqliteMcpResourceStore(file).read_now()
     assert bytes_of(file) == before
+
+
+HOLDER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_new_file_that_another_process_holds_is_not_said_to_be_broken(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_sqlite, "_LOCK_SECONDS", 0.1)
+    command = [sys.executable, "-c", HOLDER, str(file)]
+    async with await anyio.open_process(command) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        assert (await holder.stdout.receive()).startswith(b"held")
+        with pytest.raises(ConfigurationError, match=r"is held by another process for 0\.1 s now"):
+            async with SqliteMcpResourceStore(file):
+                pass
+        await holder.stdin.aclose()
+    async with SqliteMcpResourceStore(file) as store:
+        assert dict(await store.list_all()) == {}
 
 
 async def test_a_folder_that_is_not_there_is_told_of(tmp_path: Path) -> None:
