@@ -293,7 +293,7 @@ class _Conversion:
         """One volume. What is named by the entry, and not by the person who adds it, is the server's own."""
         source, _, rest = text.partition(":")
         _, has_mode, _ = rest.partition(":")
-        is_given = source in self._answers.texts
+        is_given = not {source, text}.isdisjoint(self._answers.texts)
         if source.startswith(("/", "~", ".")):
             self.notes += [] if is_given else [f"It asks for '{source}' of this machine."]
             return f"{text}:rw" if self._given.is_writable and not has_mode else text

@@ -245,10 +245,9 @@ def _docker_option(item: Input, filling: Filling, environment: dict[str, str], v
         match item.name:
             case "-e" | "--env" if sign:
                 environment.setdefault(name, value)
-            case "-v" | "--volume":
-                volumes.append(_own(_writable(text), filling))
-            case "--mount":
-                volumes.append(_own(_mounted(text), filling))
+            case "-v" | "--volume" | "--mount":
+                volume = _mounted(text) if item.name == "--mount" else _writable(text)
+                volumes.append(volume if _is_given(text, filling) else _own(volume, filling))
             case "-u" | "--user":
                 keys["docker_user"] = text
             case _:
@@ -258,10 +257,13 @@ def _docker_option(item: Input, filling: Filling, environment: dict[str, str], v
 def _own(volume: str, filling: Filling) -> str:
     """A volume that is named by the entry, and not by the person who adds it, is the server's own."""
     source, _, rest = volume.partition(":")
-    is_given = any(source in given for given in filling.values.values())
-    if is_given or not source or source.startswith(("/", "~", ".")):
+    if not source or _is_given(source, filling) or source.startswith(("/", "~", ".")):
         return volume
     return f"{own_volume(filling.server, source)}:{rest}"
+
+
+def _is_given(text: str, filling: Filling) -> bool:
+    return any(text in given for given in filling.values.values())
 
 
 def _writable(text: str) -> str:

@@ -18,6 +18,5 @@ def images(**more: object) -> list[str | None]:
 def test_a_server_has_one_image_and_its_tools_may_have_their_own_each_once() -> None:
     assert images() == ["example/own"]
     other = {"image": "example/other"}
-    assert images(docker_tools={"a": {}, "b": other, "c": other, "d": {"image": "example/own"}}) == [
-        *("example/own", "example/other"),
-    ]
+    tools = {"a": {}, "b": other, "c": other, "d": {"image": "example/own"}}
+    assert images(docker_tools=tools) == ["example/own", "example/other"]

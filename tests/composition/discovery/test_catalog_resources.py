@@ -103,13 +103,14 @@ def test_what_cannot_be_left_out_is_asked_for() -> None:
 
 
 def test_a_volume_is_the_servers_own_unless_a_person_names_it() -> None:
-    hostile = ["{{x.a|or:database}}:/a", "{{x.b|mount_as:/b}}", "other:/c:ro", "/etc:/d"]
-    found = made(Given({"b": "mine"}), volumes=hostile)
+    hostile = ["{{x.a|or:database}}:/a", "{{x.b|mount_as:/b}}", "other:/c:ro", "/etc:/d", "{{x.e}}"]
+    found = made(Given({"b": "mine", "e": "whole:/e:ro"}), volumes=hostile)
     assert found.resource["docker_volumes"] == [
         "apollos-mcp-x_database:/a:rw",
         "mine:/b:rw",
         "apollos-mcp-x_other:/c:ro",
         "/etc:/d",
+        "whole:/e:ro",
     ]
     assert "It asks for '/etc' of this machine." in found.notes
 

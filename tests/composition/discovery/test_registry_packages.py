@@ -278,9 +278,13 @@ def test_a_volume_that_an_entry_names_is_the_servers_own() -> None:
     own = [each.split("_", 1)[1] for each in keys(described)["docker_volumes"]]
     assert own == ["pgdata:/data:rw", "others:/store:rw", "cache:/cache:ro"]
     assert all(each.startswith("apollos-mcp-") for each in keys(described)["docker_volumes"])
-    assert (
-        "mine:/store:rw" in keys(described, values={"store": "mine"})["docker_volumes"]
-    )  # the person who adds it says so
+    assert "mine:/store:rw" in keys(described, values={"store": "mine"})["docker_volumes"]
+
+
+@pytest.mark.parametrize(("option", "given"), [("-v", "mine:/store"), ("--mount", "type=volume,src=mine,dst=/store")])
+def test_a_volume_that_a_person_names_is_the_one_that_they_mean(option: str, given: str) -> None:
+    described = package("oci", "ada/thing", "1", runtimeArguments=[named(option, isRequired=True)])
+    assert keys(described, values={option.lstrip("-"): given})["docker_volumes"] == ["mine:/store:rw"]
 
 
 @pytest.mark.parametrize(
